@@ -1,0 +1,82 @@
+# Every target sets itself up in .venv; `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+# What `make reproduce` runs: each is a parameter of the notebook.
+TABLE ?= table3
+DATASET ?= simulated
+PROFILE ?= quick
+SEEDS ?= 3
+WORKERS ?= 2
+DEVICE ?= auto
+DATA_ROOT ?=
+OUT_DIR ?= results
+
+# Parallelism comes from worker processes, so each of them keeps to one thread.
+export OMP_NUM_THREADS ?= 1
+export MPLBACKEND ?= Agg
+
+.PHONY: help reproduce test export readme check clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@echo
+	@echo "make reproduce takes, with these values now:"
+	@echo "  TABLE=$(TABLE) DATASET=$(DATASET) PROFILE=$(PROFILE) SEEDS=$(SEEDS) WORKERS=$(WORKERS)" \
+	      "DEVICE=$(DEVICE) DATA_ROOT=$(DATA_ROOT) OUT_DIR=$(OUT_DIR)"
+
+.venv/.ok: pyproject.toml
+	@echo "Setting up .venv (once; a few minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q -e '.[dev]'
+	@touch $@
+
+# Papermill runs in the repository's root, so OUT_DIR and DATA_ROOT are relative to it. The executed
+# notebook is written to a temporary folder first: a run that fails leaves none in OUT_DIR.
+reproduce: .venv/.ok  ## train the rows of a table of the paper and write the table, its pictures and the verdict
+	@set -euo pipefail; \
+	out="$(OUT_DIR)/$$(basename "$(DATASET)")-$(PROFILE)"; \
+	mkdir -p runs; tmp=$$(mktemp -d runs/.$(TABLE).XXXXXX); trap 'rm -rf "$$tmp"' EXIT; \
+	$(BIN)/papermill nbs/reproduce_$(TABLE).ipynb "$$tmp/$(TABLE).ipynb" --progress-bar --stderr-file >(cat >&2) \
+	  -r dataset "$(DATASET)" -r profile "$(PROFILE)" -r data_root "$(DATA_ROOT)" -p seeds "$(SEEDS)" \
+	  -r device "$(DEVICE)" -p workers "$(WORKERS)" -r out_dir "$(OUT_DIR)"; \
+	$(BIN)/nbdev_clean --fname "$$tmp/$(TABLE).ipynb"; \
+	mkdir -p "$$out"; mv "$$tmp/$(TABLE).ipynb" "$$out/$(TABLE).ipynb"; \
+	echo; cat "$$out/$(TABLE).md"; echo; ls "$$out"/*.png "$$out/$(TABLE).ipynb"
+
+test: .venv/.ok  ## run every notebook as a test, then pytest
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/pytest -q
+
+export: .venv/.ok  ## write selfdetr/ from the notebooks and clean the notebooks
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+# Hidden cells are left out, tables come as Markdown and pictures only as committed files. Paths in the
+# notebook are relative to nbs/; those in the README to the root.
+readme: .venv/.ok  ## write README.md from nbs/index.ipynb
+	@set -euo pipefail; { \
+	echo '<!-- Written by `make readme` from nbs/index.ipynb: edit that notebook. -->'; echo; \
+	$(BIN)/jupyter nbconvert --log-level=WARN --to markdown --stdout nbs/index.ipynb \
+	  --RegexRemovePreprocessor.patterns='["^#\|\\s*hide"]' \
+	  --NbConvertBase.display_data_priority='["text/markdown", "text/plain"]' \
+	| sed -E -e 's#\]\(\.\./#](#g' -e 's#\]\(([A-Za-z0-9_]+\.ipynb)#](nbs/\1#g' -e 's#(src|href)="\.\./#\1="#g' \
+	| cat -s; } > README.md.tmp && mv README.md.tmp README.md || { rm -f README.md.tmp; exit 1; }
+
+# The state of all files that git does not ignore, committed or not, as one tree.
+TREE = GIT_INDEX_FILE="$$tmp/index" git add -A && GIT_INDEX_FILE="$$tmp/index" git write-tree
+
+check: .venv/.ok  ## what CI asks besides the tests: notebooks, selfdetr/ and README agree; ruff; mypy
+	@set -euo pipefail; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	before=$$($(TREE)); $(MAKE) --no-print-directory export readme; after=$$($(TREE)); \
+	git --no-pager diff --stat --exit-code $$before $$after \
+	|| { echo "The files above did not agree with the notebooks: they are rewritten now, commit them."; exit 1; }
+	$(BIN)/ruff check
+	$(BIN)/mypy selfdetr
+
+clean:  ## remove .venv, builds and caches; results/ and the trained runs/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache _proc _docs
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,162 @@
+"""The repository keeps its own rules: notebooks for papermill, a reading order, no foreign paths, a light package."""
+
+import ast
+import configparser
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+STUDIES = [path for path in NOTEBOOKS if path.name.startswith("reproduce_")]
+PARAMETERS = {"dataset": "str", "profile": "str", "data_root": "str", "seeds": "int", "device": "str", "workers": "int",
+              "out_dir": "str"}
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~-])(?:/(?:home|Users|root|work|workspace|mnt|opt|tmp|private)/[\w.-]+|[A-Z]:\\+Users)"
+)
+REGISTRY = re.compile(r"pypi\.org|pythonhosted\.|anaconda\.(?:org|com)|download\.pytorch\.|npmjs\.|crates\.io", re.I)
+
+
+def name(path):
+    return path.name
+
+
+def project_files():
+    """Every file that git tracks or would track."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                                capture_output=True, check=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [path for path in map(ROOT.joinpath, filter(None, listed.stdout.split("\0"))) if path.is_file()]
+
+
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def tree(cell):
+    """Syntax of a code cell, without IPython's own lines."""
+    return ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", source(cell), flags=re.M))
+
+
+def imports(syntax):
+    """Modules a piece of code imports, with its relative imports as selfdetr's own."""
+    for node in ast.walk(syntax):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            prefix = "selfdetr." if node.level else ""
+            own = f"{prefix}{node.module or ''}".rstrip(".")
+            yield from [f"selfdetr.{alias.name}" for alias in node.names] if own == "selfdetr" else [own]
+
+
+def text_of(path):
+    """A file's text, None for a binary one; of a notebook everything but its pictures."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
+    return re.sub(r'"image/(?:png|jpeg)":\s*(?:"[^"]*"|\[[^]]*\])', '""', text) if path.suffix == ".ipynb" else text
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name)
+def test_a_study_has_one_cell_of_typed_parameters(path):
+    tagged = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1, "without exactly one cell tagged `parameters` papermill runs the defaults"
+    found = {node.target.id: node.annotation.id for node in tree(tagged[0]).body if isinstance(node, ast.AnnAssign)}
+    assert found == PARAMETERS
+    assert any("skip_exec: true" in source(cell) for cell in cells(path, "raw")[:1]), "nbdev_test would train the study"
+
+
+def test_cleaning_keeps_the_tags_and_versions_agree():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "settings.ini")
+    assert "tags" in settings["DEFAULT"]["allowed_cell_metadata_keys"].split()
+    namespace: dict = {}
+    exec((ROOT / "selfdetr" / "__init__.py").read_text(), namespace)
+    assert settings["DEFAULT"]["version"] == namespace["__version__"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_a_notebook_shows_its_outputs_or_where_they_are(path):
+    outputs = [output for cell in cells(path) for output in cell["outputs"]]
+    prose = "\n".join(map(source, cells(path, "markdown")))
+    assert outputs or "results/" in prose, "no stored outputs, and no word on which folder of results/ holds them"
+    assert not [output for output in outputs if output["output_type"] == "error"], "a stored output is a traceback"
+
+
+def test_sizes():
+    files = project_files()
+    large = [path.name for path in files if path.suffix == ".ipynb" and path.stat().st_size > 1.5e6]
+    assert not large, "notebooks over 1.5 MB"
+    assert sum(path.stat().st_size for path in files) < 30e6
+
+
+def test_no_machine_paths_or_registry_hosts():
+    found = []
+    for path in project_files():
+        for pattern in (MACHINE_PATH, REGISTRY):
+            found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in pattern.finditer(text_of(path) or "")]
+    assert not found
+
+
+@pytest.mark.parametrize("text, found", [
+    ("see /ho" + "me/me/data", True), ("C:\\Us" + "ers\\me", True),
+    ("../shared/data", False), ("nbs/work/x", False), ("/ho" + "me page", False),
+])
+def test_the_pattern_for_machine_paths(text, found):
+    assert bool(MACHINE_PATH.search(text)) == found
+
+
+def order():
+    """Number of each module in the reading order."""
+    modules = {}
+    for path in NOTEBOOKS:
+        exported = re.search(r"#\|\s*default_exp\s+(\w+)", "\n".join(map(source, cells(path))))
+        if exported:
+            assert path.name[:2].isdigit(), f"{path.name} exports a module but has no place in the reading order"
+            assert f"selfdetr.{exported[1]}" not in modules, f"two notebooks export {exported[1]}"
+            modules[f"selfdetr.{exported[1]}"] = int(path.name[:2])
+    return modules
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.name[:2].isdigit()], ids=name)
+def test_a_notebook_imports_only_what_was_read_before(path):
+    numbers, own = order(), int(path.name[:2])
+    used = {module for cell in cells(path) for module in imports(tree(cell)) if module.split(".")[0] == "selfdetr"}
+    late = {module for module in used if not any(
+        numbers[known] < own for known in numbers if module == known or module.startswith(f"{known}."))}
+    assert not late, "imported before their notebook in the reading order (or exported by none)"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "selfdetr").glob("*.py")), ids=name)
+def test_the_package_needs_only_its_run_time_dependencies(path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in project["dependencies"]}
+    used = {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
+    assert used <= installed | set(sys.stdlib_module_names) | {"selfdetr"}
+
+
+def test_the_readme_shows_committed_pictures_only():
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    assert "base64" not in text and not (ROOT / "README_files").exists()
+    links = re.findall(r"\]\(([^)\s#]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", text)
+    local = [link for pair in links for link in pair if link and "://" not in link]
+    committed = set(project_files())
+    dead = [link for link in local if not (ROOT / link).is_dir() and (ROOT / link).resolve() not in committed]
+    assert not dead, "files that a reader of the repository would not find"
