@@ -126,11 +126,11 @@ class SelfDETR(nn.Module):
 
 # %% ../nbs/05_model.ipynb #42a35a69
 def save_model(model: SelfDETR, folder: str | Path) -> Path:
-    "Write `config.json` and `model.safetensors` into a folder, which is made if need be."
+    "Write `config.json` and `checkpoint.safetensors` into a folder, which is made if need be."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    save_file(weights, folder / "checkpoint.safetensors")
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
     return folder
 
@@ -153,7 +153,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SelfDE
     folder = Path(folder)
     model = SelfDETR(read_config(folder / "config.json"))
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(load_file(folder / "checkpoint.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / 'model.safetensors'}: cannot be loaded into {folder / 'config.json'}: {error}") from None
+        raise ValueError(f"{folder / 'checkpoint.safetensors'}: cannot be loaded into {folder / 'config.json'}: {error}") from None
     return model.eval().to(device)

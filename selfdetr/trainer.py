@@ -10,6 +10,7 @@ __all__ = ['STATE', 'COLUMNS', 'TrainConfig', 'learning_rate', 'make_fabric', 'm
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,6 +191,7 @@ def train(
     folder: str | Path | None = None,  # where the state is kept; a run found there is continued
     save_seconds: float = 30.0,  # keep the state at most that often, at the end of an epoch
     progress: bool = True,
+    on_epoch: Callable[[int], None] | None = None,  # told the number of finished epochs
 ) -> pd.DataFrame:  # the history, one row an epoch
     """Train a model; the same seed gives the same history, whole or resumed (bit for bit on one CPU thread).
 
@@ -217,5 +219,7 @@ def train(
         if state is not None and fabric.is_global_zero and (last or time.monotonic() - saved >= save_seconds):
             save_state(state, model, optimizer, history)
             saved = time.monotonic()
+        if on_epoch is not None:
+            on_epoch(epoch + 1)
     model.eval()
     return pd.DataFrame(history)

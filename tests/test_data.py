@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -204,9 +205,12 @@ def test_a_pickled_file_is_not_run(folder, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "sprung"), "w"))
 
+    trap = np.array([Trap()], dtype=object)
     torch.save(Trap(), folder / "features" / "b.pt")
-    np.save(folder / "features" / "b.npy", np.array([Trap()], dtype=object), allow_pickle=True)
-    for name in ("b.pt", "b.npy"):
+    np.savez(folder / "features" / "b.npz", trap)
+    np.save(folder / "features" / "b.npy", trap, allow_pickle=True)
+    (folder / "features" / "c.npy").write_bytes(pickle.dumps(Trap()))
+    for name in ("b.pt", "b.npz", "b.npy", "c.npy"):
         with pytest.raises(DataError, match="pickled"):
             data.read_features(folder / "features" / name)
     assert not (tmp_path / "sprung").exists()
@@ -247,6 +251,13 @@ def test_ground_truth_is_the_cleaned_annotations(dataset):
     assert table.values.tolist() == expected
     assert len(dataset.ground_truth()) == 2 and len(dataset.ground_truth(None)) == 8
     assert dataset.ground_truth().dtypes.astype(str).tolist() == ["object", "float64", "float64", "object"]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_labels_are_read_as_utf8_with_or_without_a_mark(folder, mark):
+    entries = json.dumps({"database": database()}, ensure_ascii=False).replace("jump", "saut périlleux")
+    (folder / "annotations.json").write_text(mark + entries, encoding="utf-8")
+    assert load_dataset(folder).classes == ("run", "saut périlleux")
 
 
 # Where settings come from.

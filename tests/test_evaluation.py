@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from selfdetr.data import DataError, find_data
 from selfdetr.evaluation import PROTOCOLS, Protocol, assign, average_recall, evaluate, read_ground_truth
 
-steady = settings(deadline=None, derandomize=True, max_examples=40)  # the same cases on every machine, however slow it is
+steady = settings(deadline=None, derandomize=True, max_examples=40)  # the same cases on every machine
 TIOU = (0.1, 0.3, 0.5, 0.75, 1.0)
 TRUTH, FOUND = ["video", "start", "end", "label"], ["video", "start", "end", "label", "score"]
 
