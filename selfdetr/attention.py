@@ -81,7 +81,6 @@ class SelfAttention(nn.Module):
         weight, bias = self.in_proj.weight, self.in_proj.bias
         qk = nn.functional.linear(x + position, weight[: 2 * dim], bias[: 2 * dim])
         v = nn.functional.linear(x, weight[2 * dim :], bias[2 * dim :])
-        q, k = qk.chunk(2, -1)
-        dropout = self.dropout if self.training else 0.0
-        output, attention_map = attend(*(split_heads(y, self.heads) for y in (q, k, v)), mask, dropout)
+        q, k, v = (split_heads(y, self.heads) for y in (*qk.chunk(2, -1), v))
+        output, attention_map = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.out_proj(output), attention_map

@@ -8,8 +8,8 @@ __all__ = ['QUIRKS', 'Report', 'SPELLINGS', 'SETTINGS', 'READERS', 'PICKLED', 'T
            'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'label_index', 'parse_entry', 'read_database',
            'read_annotations', 'read_settings', 'grid_for', 'read_npz', 'read_pt', 'reader_for', 'read_features',
            'check_features', 'check_channels', 'Video', 'Dataset', 'load_features', 'join_features', 'place_videos',
-           'check_splits', 'load_dataset', 'window_starts', 'window_targets', 'Batch', 'Windows', 'make_windows',
-           'training_windows', 'test_windows', 'windows_of']
+           'check_splits', 'standardise', 'load_dataset', 'window_starts', 'window_targets', 'Batch', 'Windows',
+           'make_windows', 'training_windows', 'test_windows', 'windows_of']
 
 # %% ../nbs/01_data.ipynb #68c0735c
 import difflib
@@ -513,6 +513,7 @@ class Dataset(VideoSet):
     report: Report = field(default_factory=dict)
     feature_format: str = "npy"
     channels_first: bool = False
+    scale: np.ndarray | None = None  # (2, channels) mean and deviation that were taken out; None: features as they are
 
     def __post_init__(self) -> None:
         self.by_name = {video.name: video for video in self.videos}
@@ -619,6 +620,20 @@ def check_splits(
                             f"<video>.{feature_format} (found: {', '.join(present) or 'none'})")
 
 # %% ../nbs/01_data.ipynb #87622609
+def standardise(
+    dataset: Dataset,  # held in memory
+) -> Dataset:  # the same one, its array changed in place
+    "Bring every channel to mean 0 and deviation 1 over the training recordings; a constant channel becomes 0."
+    if dataset.array is None:
+        raise DataError(f"{dataset.folder.name}: mapped features cannot be standardised; load with in_memory=True")
+    training = np.concatenate([dataset.features(video.name) for video in dataset.split("train")])
+    mean, deviation = training.mean(axis=0, dtype=np.float64), training.std(axis=0, dtype=np.float64)
+    dataset.scale = np.stack([mean, np.where(deviation > 0, deviation, 1)]).astype(np.float32)
+    dataset.array[:-1] -= dataset.scale[0]
+    dataset.array[:-1] /= dataset.scale[1]
+    return dataset
+
+# %% ../nbs/01_data.ipynb #4216218a
 def load_dataset(
     folder: str | Path,  # with annotations.json, features/ and perhaps dataset.json
     *,
@@ -630,6 +645,7 @@ def load_dataset(
     in_memory: bool = True,  # False: map the files instead
     feature_format: str | None = None,  # "npy", "npz" or "pt"; None: dataset.json's, else "npy"
     channels_first: bool | None = None,  # files hold (channels, steps); None: dataset.json's, else False
+    standardised: bool = False,  # bring every channel to mean 0 and deviation 1 over the training recordings
 ) -> Dataset:
     """Read and check a whole data set, before anything is trained.
 
@@ -655,8 +671,9 @@ def load_dataset(
     check_splits(videos, folder, feature_format)
     channels = check_channels({name: shape[1] for name, shape in shapes.items()}, feature.get("dim"),
                               lambda name: f"{folder / 'features' / name}.{feature_format}: video {name!r}")
-    return Dataset(folder, annotations.classes, place_videos(videos, grids, shapes, report), channels,
-                   join_features(kept, channels) if in_memory else None, report, feature_format, channels_first)
+    dataset = Dataset(folder, annotations.classes, place_videos(videos, grids, shapes, report), channels,
+                      join_features(kept, channels) if in_memory else None, report, feature_format, channels_first)
+    return standardise(dataset) if standardised else dataset
 
 # %% ../nbs/01_data.ipynb #35d1db0f
 def window_starts(

@@ -7,8 +7,8 @@ __all__ = ['EPS', 'root_rows', 'stacked', 'decoder_guidance', 'encoder_guidance'
            'FeedbackConfig', 'feedback_loss']
 
 # %% ../nbs/08_feedback.ipynb #e35d38fd
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 from torch import Tensor

@@ -8,9 +8,9 @@ __all__ = ['InferenceConfig', 'top_scores', 'detect_windows', 'merge', 'detect_d
 # %% ../nbs/12_inference.ipynb #250526ee
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 import pandas as pd
@@ -70,7 +70,7 @@ def detect_windows(
         scores, labels, segments = (x.cpu().numpy() for x in found)
         for i, s, c, t in zip(indices, scores, labels, segments):
             video = windows.dataset.videos[windows.video[i]]
-            seconds = windows.to_seconds(i, t).clip(0, video.duration)
+            seconds = windows.to_seconds(int(i), t).clip(0, video.duration)
             parts.append((np.full(len(s), windows.video[i]), seconds[:, 0], seconds[:, 1], c, s))
     model.train(training)
     columns = [np.concatenate(c) for c in zip(*parts)] if parts else [np.zeros(0)] * 5
@@ -90,7 +90,9 @@ def merge(
     if config.nms == "hard":
         kept = nms(segments, scores, groups, config.iou_threshold, config.most)
         return detections.iloc[kept].reset_index(drop=True)
-    kept, lowered = soft_nms(segments, scores, groups, "gaussian", config.sigma, config.iou_threshold, config.min_score, config.most)
+    kept, lowered = soft_nms(
+        segments, scores, groups, sigma=config.sigma, min_score=config.min_score, max_keep=config.most
+    )
     return detections.iloc[kept].assign(score=lowered).reset_index(drop=True)
 
 # %% ../nbs/12_inference.ipynb #5fe5b71d
@@ -115,7 +117,7 @@ def detect(
 ) -> pd.DataFrame:  # columns start, end (seconds), label, score; best first
     """Detect the actions of one recording.
 
-    Raises DataError for features of the wrong shape or with values that are not finite, or when classes and model do not fit.
+    Raises DataError for features of the wrong shape or not finite, and for classes that do not fit the model.
     """
     if classes is not None and len(classes) != model.config.classes:
         raise DataError(f"{len(classes)} class names for a model of {model.config.classes} classes")
@@ -142,7 +144,8 @@ def write_results(
     rows = zip(*(detections[c] for c in ("video", "start", "end", "label", "score")))
     for video, start, end, label, score in rows:
         segment = [round(float(start), 6), round(float(end), 6)]
-        results.setdefault(str(video), []).append({"label": str(label), "segment": segment, "score": round(float(score), 6)})
+        entry = {"label": str(label), "segment": segment, "score": round(float(score), 6)}
+        results.setdefault(str(video), []).append(entry)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps({"version": version, "external_data": {}, "results": results}))

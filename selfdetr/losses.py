@@ -122,7 +122,7 @@ class SetCriterion:
         l1, iou = segment_losses(output.segments.float(), true_segments, matches)
         classes = class_loss(output.logits.float(), labels, matches, self.config.alpha, self.config.gamma)
         count = count_instances(targets, device)
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for name, values in {"class": classes, "l1": l1, "iou": iou}.items():
             *early, last = (values / count).unbind()
             terms |= {name: last} | {f"{name}_{i}": value for i, value in enumerate(early)}
@@ -139,5 +139,5 @@ class SetCriterion:
         if unknown:
             raise KeyError(f"loss terms without a weight: {sorted(unknown)}; LossConfig knows {sorted(weights)}")
         if unused:
-            raise KeyError(f"weights without a loss term: {sorted(unused)}; compute the terms or set their weights to 0")
+            raise KeyError(f"weights without a loss term: {sorted(unused)}; compute them or set their weights to 0")
         return torch.stack([weights[base[name]] * value for name, value in terms.items() if weights[base[name]]]).sum()

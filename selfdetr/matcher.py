@@ -66,7 +66,7 @@ def matching_cost(
 # %% ../nbs/06_matcher.ipynb #d33c91bb
 @dataclass
 class Matches:
-    "Matched pairs of a batch, flat: pair i is `query[i]` of `layer[i]` and window `video[i]` with instance `target[i]`."
+    "Matched pairs of a batch, flat: pair i joins `query[i]` of `layer[i]` and `video[i]` to instance `target[i]`."
 
     layer: Tensor  # (pairs,) int64
     video: Tensor  # (pairs,) index into the batch
@@ -85,10 +85,10 @@ def match(
     targets: list[dict[str, Tensor]],  # one a window: segments (n, 2) centre/width, labels (n,); n may be 0
     cost: MatchCost = MatchCost(),
 ) -> Matches:
-    """Optimal one-to-one assignment for every layer and window, with one copy from device to host (Eq. 7).
+    """Optimal one-to-one assignment for every layer and window, one copy from device to host (Eq. 7).
 
     A window with more instances than queries matches as many as it has queries.
-    Raises FloatingPointError naming the window when a cost is not finite, ValueError when targets and batch differ in number.
+    Raises FloatingPointError naming the window when a cost is not finite, ValueError for the wrong number of targets.
     """
     layers, batch = output.logits.shape[:2]
     if len(targets) != batch:
@@ -99,7 +99,7 @@ def match(
         for layer in range(layers):
             part = costs[layer, video, :, : len(target["labels"])]
             if not (abs(part) < float("inf")).all():
-                raise FloatingPointError(f"the matching cost of window {video} of the batch, layer {layer}, is not finite")
+                raise FloatingPointError(f"matching cost of window {video} of the batch, layer {layer}, is not finite")
             queries, instances = linear_sum_assignment(part)
             for row, values in zip(rows, ([layer] * len(queries), [video] * len(queries), queries, instances)):
                 row.extend(values)

@@ -89,8 +89,8 @@ class SelfDETR(nn.Module):
             for parameter in part.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
-        nn.init.zeros_(self.decoder.segment_head[-1].weight)
-        nn.init.zeros_(self.decoder.segment_head[-1].bias)
+        for parameter in self.decoder.segment_head[-1].parameters():
+            nn.init.zeros_(parameter)
         nn.init.constant_(self.class_head.bias, -torch.log(torch.tensor(99.0)).item())
 
     def check_input(self, features: Tensor, mask: Tensor | None):
@@ -155,5 +155,6 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SelfDE
     try:
         model.load_state_dict(load_file(folder / "checkpoint.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / 'checkpoint.safetensors'}: cannot be loaded into {folder / 'config.json'}: {error}") from None
+        path = folder / "checkpoint.safetensors"
+        raise ValueError(f"{path}: cannot be loaded into the model of {folder / 'config.json'}: {error}") from None
     return model.eval().to(device)

@@ -38,10 +38,11 @@ class SimulatorConfig:
     bout_gap: float = 15.0  # mean pause between bouts
     gap: float = 1.5  # median pause between instances of a bout
     bout_size: float = 4.0  # mean number of instances of a bout
-    signal: float = 3.0  # norm of a class prototype, i.e. its distance from background in noise units
+    signal: float = 2.2  # norm of a class prototype, i.e. its distance from background in noise units
     shared: float = 0.5  # part of a prototype's variance shared by its group of classes
-    context: float = 1.0  # norm of the drifting context, relative to the signal
-    background: float = 1.0  # norm of the constant background of a video, relative to the signal
+    common: float = 5.0  # norm of what all features share, relative to the signal
+    background: float = 2.5  # norm of what the features of one video share, relative to the signal
+    context: float = 1.5  # norm of the drifting context, relative to the signal
     distractors: float = 4.0  # flashes of an action's middle, a minute
     partials: float = 2.0  # actions broken off before their end, a minute; not annotated
 
@@ -58,7 +59,8 @@ def place_actions(
     labels: np.ndarray,  # the classes this video shows
 ) -> list[tuple[int, float, float]]:  # (class, start, end), seconds to a tenth
     "Fill a video with bouts of instances."
-    placed, time = [], rng.exponential(config.bout_gap) * 0.5 + 1.0
+    placed: list[tuple[int, float, float]] = []
+    time = rng.exponential(config.bout_gap) * 0.5 + 1.0
     while time < duration:
         for _ in range(rng.geometric(1 / config.bout_size)):
             label = int(rng.choice(labels))
@@ -152,7 +154,8 @@ def add_traps(
     labels = sorted({a[0] for a in actions}) or list(range(config.classes))
     for kind, rate in (("flash", config.distractors), ("partial", config.partials)):
         for _ in range(rng.poisson(rate * length / 60)):
-            label, start, gain = int(rng.choice(labels)), rng.uniform(0, length), np.exp(0.25 * rng.standard_normal())
+            label, start = int(rng.choice(labels)), rng.uniform(0, length)
+            gain = np.exp(0.25 * rng.standard_normal())
             duration = class_medians(config)[label] * np.exp(config.duration_spread * rng.standard_normal())
             stop = start + (rng.uniform(0.3, 0.9) if kind == "flash" else duration * rng.uniform(0.33, 0.67))
             if any(start < e + 0.3 and s - 0.3 < stop for _, s, e in actions):
@@ -175,9 +178,13 @@ def simulate_features(
     rng = np.random.default_rng([seed, 3, zlib.crc32(name.encode())])
     vectors = prototypes(config, seed)
     features = rng.standard_normal((steps, config.channels))
-    basis = np.random.default_rng([seed, 4]).standard_normal((LATENT, config.channels)) / np.sqrt(config.channels)
+    fixed = np.random.default_rng([seed, 4])
+    basis = fixed.standard_normal((LATENT, config.channels)) / np.sqrt(config.channels)
+    common = fixed.standard_normal(LATENT)
+    common *= config.common * np.sqrt(LATENT) / np.linalg.norm(common)
     drift = lfilter([np.sqrt(1 - 0.9**2)], [1, -0.9], rng.standard_normal((steps, LATENT)), axis=0)
-    latent = config.signal / np.sqrt(LATENT) * (config.context * drift + config.background * rng.standard_normal(LATENT))
+    latent = common + config.background * rng.standard_normal(LATENT) + config.context * drift
+    latent *= config.signal / np.sqrt(LATENT)
     for k in range(LATENT):
         features += latent[:, k, None] * basis[k]
     for label, start, end in actions:

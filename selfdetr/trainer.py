@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .data import Windows
 from .feedback import FeedbackConfig, feedback_loss
@@ -48,7 +48,11 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        choices = {"optimizer": ("adamw", "adam"), "schedule": ("step", "cosine"), "precision": ("32-true", "bf16-mixed")}
+        choices = {
+            "optimizer": ("adamw", "adam"),
+            "schedule": ("step", "cosine"),
+            "precision": ("32-true", "bf16-mixed"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; choose one of {allowed}")
@@ -75,9 +79,12 @@ def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
     if device not in there:
         raise ValueError(f"device {device!r}; choose one of {['auto', *there]}")
     if not there[device]:
-        raise ValueError(f"device {device!r} is not available here; choose one of {[n for n, ok in there.items() if ok]}")
+        usable = [name for name, ok in there.items() if ok]
+        raise ValueError(f"device {device!r} is not available here; choose one of {usable}")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    fabric = Fabric(accelerator=device, devices=processes, precision=precision)  # type: ignore[arg-type]
+    nodes = int(os.environ.get("WORLD_SIZE", processes)) // processes
+    options: dict[str, Any] = dict(devices=processes, num_nodes=nodes, precision=precision)
+    fabric = Fabric(accelerator=device, **options)
     fabric.launch()
     return fabric
 
@@ -94,7 +101,7 @@ def epoch_batches(
     seed: int,
     epoch: int,
 ) -> list[np.ndarray]:  # window indices of every step
-    "The order of one epoch; it follows from seed and epoch alone. An incomplete last batch is dropped unless it is the only one."
+    "The order of one epoch, from seed and epoch alone; an incomplete last batch is dropped unless it is the only one."
     order = np.random.default_rng([seed, epoch]).permutation(windows)
     full = windows // batch * batch
     return np.split(order[:full], windows // batch) if full else [order]
@@ -133,7 +140,7 @@ def train_step(
 
 # %% ../nbs/11_trainer.ipynb #d7e249ab
 STATE = "state.pt"
-COLUMNS = ["epoch", "step", "lr", "total", "class", "l1", "iou", "feedback_encoder", "feedback_decoder", "gradient", "seconds"]
+COLUMNS = "epoch step lr total class l1 iou feedback_encoder feedback_decoder gradient seconds".split()
 
 
 def save_state(path: Path, model: SelfDETR, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
@@ -174,8 +181,8 @@ def train_epoch(fabric, model, optimizer, criterion, feedback, windows, config, 
             rows.append(train_step(fabric, model, optimizer, criterion, feedback, batch, config.clip))
         except FloatingPointError as error:
             raise FloatingPointError(
-                f"training stopped in epoch {epoch}, step {step}: {error}. The batch: {name_windows(windows, indices)}. "
-                "Look at these features, or lower the learning rate"
+                f"training stopped in epoch {epoch}, step {step}: {error}. The batch: {name_windows(windows, indices)}."
+                " Look at these features, or lower the learning rate"
             ) from None
     return pd.DataFrame(rows)
 
@@ -195,11 +202,13 @@ def train(
 ) -> pd.DataFrame:  # the history, one row an epoch
     """Train a model; the same seed gives the same history, whole or resumed (bit for bit on one CPU thread).
 
-    Raises FloatingPointError naming epoch, step and batch when a loss is not finite, ValueError when there is nothing to train on.
+    Raises FloatingPointError naming epoch, step and batch when a loss is not finite, ValueError without windows.
     """
     if not len(windows):
         raise ValueError("there are no training windows; are the instances longer than a window, or the subset empty?")
     fabric = make_fabric(device, config.precision)
+    if min(config.batch, len(windows)) < fabric.world_size:
+        raise ValueError(f"{fabric.world_size} processes for a batch of {min(config.batch, len(windows))} windows")
     torch.manual_seed(seed + 1_000_003 * fabric.global_rank)
     optimizer = make_optimizer(model.to(fabric.device), config, fabric.device.type)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
@@ -207,7 +216,8 @@ def train(
     history = load_state(state, model, optimizer) if state is not None and state.exists() else []
     started = saved = time.monotonic()
     before = history[-1]["seconds"] if history else 0.0
-    bar = tqdm(range(len(history), config.epochs), initial=len(history), total=config.epochs, disable=not progress, unit="epoch")
+    left = range(len(history), config.epochs)
+    bar = tqdm(left, initial=len(history), total=config.epochs, disable=not progress, unit="epoch")
     for epoch in bar:
         wrapped.train()
         terms = train_epoch(fabric, wrapped, wrapped_optimizer, criterion, feedback, windows, config, seed, epoch)

@@ -94,7 +94,7 @@ class Encoder(nn.Module):
     def __init__(self, layers: int, dim: int, heads: int, hidden: int, dropout: float):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
-        self.position_scale = MLP(dim, dim, dim) if layers else None
+        self.position_scale = MLP(dim, dim, dim) if layers else nn.Identity()
 
     def forward(
         self,
@@ -126,10 +126,10 @@ class QueryAttention(nn.Module):
         x: Tensor,  # (batch, queries, dim) content
         position: Tensor,  # (batch, queries, dim) embedded anchors
     ) -> tuple[Tensor, Tensor]:  # output (batch, queries, dim), map (batch, queries, queries)
-        q = self.q_content(x) + self.q_position(position)
-        k = self.k_content(x) + self.k_position(position)
-        dropout = self.dropout if self.training else 0.0
-        output, attention_map = attend(*(split_heads(y, self.heads) for y in (q, k, self.value(x))), dropout=dropout)
+        q = split_heads(self.q_content(x) + self.q_position(position), self.heads)
+        k = split_heads(self.k_content(x) + self.k_position(position), self.heads)
+        v = split_heads(self.value(x), self.heads)
+        output, attention_map = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
         return self.out_proj(output), attention_map
 
 # %% ../nbs/04_transformer.ipynb #b6717b4d
@@ -171,7 +171,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float, first: bool, self_attention: bool = True):
         super().__init__()
         self.self_attention = QueryAttention(dim, heads, dropout) if self_attention else None
-        self.norm1 = nn.LayerNorm(dim) if self_attention else None
+        self.norm1 = nn.LayerNorm(dim) if self_attention else nn.Identity()
         self.cross_attention = CrossAttention(dim, heads, dropout, first)
         self.norm2, self.dropout = nn.LayerNorm(dim), Dropout(dropout)
         self.feed_forward = FeedForward(dim, hidden, dropout)
@@ -197,9 +197,7 @@ class DecoderOutput(NamedTuple):
 class Decoder(nn.Module):
     "Dynamic-anchor decoder (DAB-DETR in one dimension) with iterative refinement."
 
-    def __init__(
-        self, layers: int, dim: int, heads: int, hidden: int, dropout: float, self_attention: bool = True
-    ):  # fmt: skip
+    def __init__(self, layers: int, dim: int, heads: int, hidden: int, dropout: float, self_attention: bool = True):
         super().__init__()
         self.layers = nn.ModuleList(
             DecoderLayer(dim, heads, hidden, dropout, first=i == 0, self_attention=self_attention)

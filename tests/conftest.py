@@ -1,6 +1,44 @@
-"""What every test shares: no window system, and one thread, so that timings and sums are the same everywhere."""
+"""What every test shares: no window system, one thread (timings and sums are the same everywhere), a tiny data set."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+
+
+def find_golden() -> Path | None:
+    "The folder of the reference's outputs: beside the real data ($SELFDETR_DATA), else in a `shared` folder above."
+    places = [folder / "shared" for start in (Path.cwd(), HERE) for folder in (start, *start.parents)]
+    if os.environ.get("SELFDETR_DATA"):
+        places.insert(0, Path(os.environ["SELFDETR_DATA"]).parent)
+    return next((p / "golden" for p in places if (p / "golden" / "reference.json").is_file()), None)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    folder = find_golden()
+    if folder is None:
+        pytest.skip("the reference outputs (shared/golden) are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    "A simulated data set small enough to train on in a second."
+    from selfdetr.simulate import SimulatorConfig, make_dataset
+
+    config = SimulatorConfig(train_videos=3, test_videos=2, classes=3, channels=8, video_seconds=45, bout_gap=6)
+    return make_dataset(tmp_path_factory.mktemp("data") / "tiny", 5, config)
+
+
+@pytest.fixture
+def tiny(tiny_folder):
+    "That data set, loaded anew: a test may change it."
+    from selfdetr.data import load_dataset
+
+    return load_dataset(tiny_folder)

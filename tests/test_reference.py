@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from selfdetr.data import find_data
 from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.matcher import match
 from selfdetr.model import SelfDETR
-
-GOLDEN = find_data("reference.json", folder="golden")
-pytestmark = pytest.mark.skipif(GOLDEN is None, reason="the reference outputs (shared/golden) are not here")
 
 RENAMES = {
     "encoder.layers.{i}.": {
@@ -72,21 +68,24 @@ def reference_name(name: str) -> str:
     return "transformer." + name.replace("feed_forward.", "")
 
 
-def filler():
-    spec = importlib.util.spec_from_file_location("fill", GOLDEN.parent / "fill.py")
+@pytest.fixture(scope="module")
+def fill(golden):
+    "The module that makes the reference's weights and inputs."
+    spec = importlib.util.spec_from_file_location("fill", golden / "fill.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="module")
-def reference():
-    return json.loads(GOLDEN.read_text())
+def reference(golden):
+    return json.loads((golden / "reference.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def model(reference):
-    fill, model = filler(), SelfDETR().eval()
+def model(reference, fill):
+    model = SelfDETR().eval()
     used = set()
     for name, parameter in model.named_parameters():
         theirs = reference_name(name)
@@ -98,21 +97,21 @@ def model(reference):
 
 
 @pytest.fixture(scope="module")
-def outputs(model):
-    features, mask = (torch.from_numpy(a) for a in filler().inputs())
+def outputs(model, fill):
+    features, mask = (torch.from_numpy(a) for a in fill.inputs())
     with torch.no_grad():
         return {"full": model(features), "padded": model(features.masked_fill(mask[..., None], 0), mask)}
 
 
 @pytest.fixture(scope="module")
 def targets(reference):
-    return [{"segments": torch.tensor(t["segments"]), "labels": torch.tensor(t["labels"])} for t in reference["targets"]]
+    return [{name: torch.tensor(t[name]) for name in ("segments", "labels")} for t in reference["targets"]]
 
 
 @pytest.mark.parametrize("case", ["full", "padded"])
 @pytest.mark.parametrize("what", ["logits", "segments", "encoder_maps", "decoder_maps", "cross_maps"])
-def test_outputs_agree(outputs, case, what):
-    expected = np.load(GOLDEN.parent / "reference_outputs.npz")[f"{case}_{what}"]
+def test_outputs_agree(outputs, golden, case, what):
+    expected = np.load(golden / "reference_outputs.npz")[f"{case}_{what}"]
     ours = getattr(outputs[case], what).numpy()
     if case == "padded" and what == "encoder_maps":  # rows of padded steps are nobody's
         ours, expected = ours.copy(), expected.copy()

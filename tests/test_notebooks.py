@@ -1,0 +1,50 @@
+"""The papermill form of the study: what it promises to write, and what it does with bad parameters."""
+
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs" / "reproduce_table3.ipynb"
+PARTS = "diversity encoder_maps decoder_maps cross_maps losses timeline".split()
+PICTURES = ("table3", *(f"table3_{part}" for part in PARTS))
+
+
+def execute(folder: Path, **parameters) -> Path:
+    "Run the notebook with `folder` as the working directory; the folder of its results."
+    papermill.execute_notebook(
+        str(NOTEBOOK),
+        str(folder / "out.ipynb"),
+        {"profile": "smoke", "seeds": 2, "device": "cpu"} | parameters,
+        cwd=str(folder),
+        progress_bar=False,
+    )
+    return folder / "results" / "simulated-smoke"
+
+
+def test_the_smoke_run_writes_every_promised_file(tmp_path):
+    results = execute(tmp_path)
+    written = {p.name: p.stat().st_size for p in results.iterdir()}
+    assert set(written) == {"table3.json", "table3.csv", "table3.md"} | {f"{name}.png" for name in PICTURES}
+    assert all(size > 100 for size in written.values()) and all(written[f"{n}.png"] > 5000 for n in PICTURES)
+    table = json.loads((results / "table3.json").read_text())
+    assert [row["name"] for row in table["rows"]] == ["baseline", "encoder", "decoder", "both"]
+    assert table["seeds"] == [0, 1] and all(len(row["average"]) == 2 for row in table["rows"])
+    assert {claim["verdict"] for claim in table["claims"]} <= {"reproduced", "not reproduced", "inconclusive"}
+    assert len(list((tmp_path / "runs").glob("[!.]*"))) == 8
+    assert "simulated" in (results / "table3.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"profile": "fast"}, "smoke, quick, full"),
+        ({"dataset": "thumos41"}, "thumos41"),
+        ({"sedes": 3}, "unknown parameter"),
+    ],
+)
+def test_a_bad_parameter_is_one_clear_error_and_writes_nothing(tmp_path, wrong, says):
+    with pytest.raises(papermill.PapermillExecutionError, match=says):
+        execute(tmp_path, **wrong)
+    assert not (tmp_path / "results").exists() and not (tmp_path / "runs").exists()

@@ -1,0 +1,502 @@
+"""Runs and tables: round trips, faults, killed and simultaneous processes, statistics against SciPy, whole files."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel
+
+from selfdetr import study
+from selfdetr.data import DataError, load_dataset
+from selfdetr.study import Run, RunSpec, make_spec, override, run_hash
+
+SMALL = {
+    "model.dim": 16,
+    "model.heads": 2,
+    "model.norm_groups": 2,
+    "model.hidden": 16,
+    "model.queries": 6,
+    "train.epochs": 3,
+    "train.batch": 3,
+}
+ROWS = [
+    {"name": "baseline", "overrides": {**SMALL, "loss.feedback_encoder": 0, "loss.feedback_decoder": 0}, "paper": None},
+    {"name": "both", "overrides": SMALL, "paper": {"0.5": 60.0, "average": 56.7}},
+]
+CLAIM = {"text": "feedback helps", "better": "both", "worse": "baseline"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    plt.close("all")
+
+
+@pytest.fixture
+def spec(tiny):
+    return make_spec("tiny", "smoke", tiny, overrides=SMALL)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    "One run, computed once for all tests; copy it before changing it."
+    torch.set_num_threads(1)
+    data = load_dataset(tiny_folder)
+    spec = make_spec("tiny", "smoke", data, overrides=SMALL)
+    return study.run(spec, data, runs_root=tmp_path_factory.mktemp("runs"), device="cpu", progress=False)
+
+
+def make_table(rows, seeds, tiny_folder, runs_root, **options):
+    options = dict(dataset=str(tiny_folder), profile="smoke", device="cpu", workers=1, progress=False) | options
+    return study.table(rows, seeds, runs_root=runs_root, **options)
+
+
+def shown(folder):
+    "What a user sees in a runs folder: lock files and unfinished work are hidden."
+    return sorted(p.name for p in Path(folder).glob("[!.]*"))
+
+
+def measured(run):
+    "The metrics without times."
+    return {k: v for k, v in run.metrics.items() if not k.startswith("seconds")}
+
+
+def strict_json(path):
+    "The content of a file without NaN and Infinity, which are no JSON."
+    return json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(f"{path.name} holds {text}"))
+
+
+def assert_same_run(a, b):
+    assert measured(a) == measured(b)
+    histories = (run.history.drop(columns="seconds") for run in (a, b))
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    for name in ("checkpoint.safetensors", "detections.json", "config.json", "spec.json"):
+        assert (a.folder / name).read_bytes() == (b.folder / name).read_bytes(), name
+
+
+# ---- specs
+
+
+@pytest.fixture
+def frozen_source(monkeypatch):
+    "The hash of the code does not change in a test; taking it costs more than the rest."
+    source = study.source_hash()
+    monkeypatch.setattr(study, "source_hash", lambda: source)
+
+
+numbers = st.floats(0, 100)
+OVERRIDES = st.fixed_dictionaries(
+    {},
+    optional={
+        "model.dim": st.sampled_from([64, 128, 256]),
+        "model.encoder_layers": st.integers(0, 6),
+        "model.decoder_self_attention": st.booleans(),
+        "model.dropout": st.floats(0, 0.9),
+        "feedback.encoder": st.sampled_from(["matmul", "average", "last"]),
+        "feedback.kl": st.sampled_from(["guidance", "map"]),
+        "train.milestones": st.lists(st.integers(1, 100), max_size=3),
+        "train.lr": st.floats(1e-7, 10),
+        "train.precision": st.sampled_from(["32-true", "bf16-mixed"]),
+        "loss.feedback_encoder": numbers,
+        "loss.alpha": numbers,
+        "inference.nms": st.sampled_from(["soft", "hard", "none"]),
+        "inference.sigma": st.floats(0.01, 10),
+    },
+)
+
+
+# The fixtures below hold for all examples of a test, which is what these tests want.
+examples = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@settings(examples, max_examples=60)
+@given(overrides=OVERRIDES, seed=st.integers(0, 10**6), dataset=st.text(max_size=8), profile=st.text(max_size=8))
+def test_a_spec_survives_its_json(frozen_source, overrides, seed, dataset, profile):
+    spec = override(RunSpec(dataset, profile, seed=seed), overrides)
+    again = RunSpec.from_json(spec.to_json())
+    assert again == spec and again.to_json() == spec.to_json() and run_hash(again, "") == run_hash(spec, "")
+    for key, value in overrides.items():
+        part, name = key.split(".")
+        assert getattr(getattr(again, part), name) == (tuple(value) if name == "milestones" else value)
+
+
+@settings(examples, max_examples=60)
+@given(a=OVERRIDES, b=OVERRIDES)
+def test_runs_share_a_name_only_when_they_are_the_same(frozen_source, a, b):
+    a, b = override(RunSpec(), a), override(RunSpec(), b)
+    assert (run_hash(a, "data") == run_hash(b, "data")) == (a == b)
+    assert len({run_hash(a, "data"), run_hash(a, "other data"), run_hash(replace(a, seed=1), "data")}) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"seeds": 1}', '{"model": {"width": 3}}', '{"train": {"lr": 0}}']
+)
+def test_text_that_is_no_spec_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        RunSpec.from_json(text)
+
+
+@pytest.mark.parametrize("key", ["lr", "seed", "model.depth", "models.dim", "train.", ".lr", "loss.alpha.x", ""])
+def test_an_unknown_override_is_named(key):
+    with pytest.raises(ValueError, match="no such field") as caught:
+        override(RunSpec(), {key: 1})
+    assert repr(key) in str(caught.value)
+
+
+def test_unknown_names_stop_a_table_before_any_training(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("training was started"))
+    wrong_row = {"name": "wrong", "overrides": {"loss.feedbak": 1}, "paper": None}
+    cases = [
+        (dict(profile="quik"), ROWS, 1, "profile 'quik'.*smoke, quick, full"),
+        (dict(dataset="thumos15"), ROWS, 1, "data set 'thumos15'"),
+        ({}, [*ROWS, wrong_row], 1, "'loss.feedbak'.*loss.feedback_encoder"),
+        ({}, [ROWS[0], ROWS[0]], 1, "different names"),
+        ({}, ROWS, 0, "at least one seed"),
+    ]
+    for options, rows, seeds, message in cases:
+        options = {"data_root": tmp_path / "data"} | options
+        with pytest.raises(ValueError, match=message) as caught:
+            make_table(rows, seeds, tiny_folder, tmp_path / "runs", **options)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(DataError):
+        study.open_dataset("thumos15", "quick", tmp_path)
+
+
+def test_a_claim_about_an_unknown_row_stops_a_table_before_any_training(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("training was started"))
+    with pytest.raises(ValueError, match="'bothh'"):
+        make_table(ROWS, 1, tiny_folder, tmp_path, claims=[{"text": "t", "better": "bothh", "worse": "baseline"}])
+    with pytest.raises(ValueError, match="seed"):
+        make_table(ROWS, [0, 0], tiny_folder, tmp_path)  # the same numbers twice would pass for evidence
+
+
+# ---- the source hash
+
+
+def new_source_hash():
+    getattr(study.source_hash, "cache_clear", lambda: None)()
+    return study.source_hash()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    "A copy of the package that the source hash is taken of."
+    for path in Path(study.__file__).parent.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "__file__", str(tmp_path / "study.py"))
+        yield tmp_path
+    new_source_hash()
+
+
+def test_prose_does_not_change_the_source_hash(package):
+    before = new_source_hash()
+    for name in study.MODULES:
+        path = package / f"{name}.py"
+        path.write_text(f'"""Another title"""\n# a comment\n{path.read_text()}\n\n"text at the end"\n# the end\n')
+    matcher = package / "matcher.py"
+    text = matcher.read_text()
+    changed = text.replace('"Focal cost of', '"The focal cost of').replace(
+        "    p = logits", "    # here\n    p  =  logits"
+    )
+    assert changed != text
+    matcher.write_text(changed)
+    (package / "plots.py").write_text("nothing to do with a run's numbers = ")
+    assert new_source_hash() == before
+
+
+@pytest.mark.parametrize(
+    "module, old, new",
+    [
+        ("matcher", "classes: float = 6.0", "classes: float = 6.5"),
+        ("feedback", "EPS = 1e-7", "EPS = 1e-6"),
+        ("losses", "1 - overlap", "1 + overlap"),
+        ("feedback", 'first: str = "guidance"', 'first: str = "map"'),
+        ("trainer", 'STATE = "state.pt"', "STATE = None"),
+        ("segments", "def cw_to_se(", "def cw_to_se_(\n    _,\n"),
+    ],
+)
+def test_code_changes_the_source_hash(package, module, old, new):
+    before, path = new_source_hash(), package / f"{module}.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert new_source_hash() != before
+
+
+# ---- one run
+
+
+def test_a_run_says_what_it_measured(finished):
+    metrics, spec = finished.metrics, finished.spec
+    values = list(metrics["mAP"].values())
+    assert list(metrics["mAP"]) == ["0.3", "0.4", "0.5", "0.6", "0.7"] and all(0 <= v <= 100 for v in values)
+    assert metrics["average"] == pytest.approx(np.mean(values))
+    per_class = pd.DataFrame(metrics["per_class"]).T
+    assert per_class.mean().to_dict() == pytest.approx(metrics["mAP"])
+    assert [(d["part"], d["layer"]) for d in metrics["diversity"]] == [
+        ("encoder", 1), ("encoder", 2), ("decoder", 1), ("decoder", 2)]  # fmt: skip
+    assert metrics["epochs"] == len(finished.history) == spec.train.epochs
+    assert {"python", "torch", "numpy", "selfdetr", "device", "source", "data"} <= set(metrics)
+    assert shown(finished.folder.parent) == [finished.folder.name] == [run_hash(spec, metrics["data"])]
+    for path in finished.folder.glob("*.json"):
+        strict_json(path)
+
+
+FILES = ["spec.json", "metrics.json", "history.csv", "checkpoint.safetensors", "config.json"]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "missing"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_run_names_the_file(finished, tmp_path, name, damage):
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    if damage == "missing":
+        (folder / name).unlink()
+    else:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2] if damage == "cut off" else b"")
+    with pytest.raises(ValueError) as caught:
+        study.read_run(folder).model()
+    assert str(folder) in str(caught.value) and name in str(caught.value)
+    listed = study.runs(tmp_path)  # the list still works, and lists what it can read
+    assert list(listed.run) == ["run"]
+
+
+def test_runs_lists_damaged_folders_beside_good_ones(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "a")
+    shutil.copytree(finished.folder, tmp_path / "b")
+    (tmp_path / "a" / "metrics.json").write_text("{")
+    (tmp_path / ".unfinished").mkdir()
+    listed = study.runs(tmp_path).set_index("run")
+    assert list(listed.index) == ["a", "b"] and "delete the folder" in listed.problem["a"]
+    assert listed.average["b"] == finished.metrics["average"] and listed["current code"]["b"]
+    assert study.runs(tmp_path / "nowhere").empty
+
+
+KILLED = """
+import functools, os, signal, sys
+import torch
+from selfdetr import study, trainer
+from selfdetr.data import load_dataset
+
+data, spec, runs_root, last = *sys.argv[1:4], int(sys.argv[4])
+torch.set_num_threads(1)
+step, calls = trainer.train_step, []
+
+def train_step(*args, **options):
+    calls.append(1)
+    if len(calls) > last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*args, **options)
+
+trainer.train_step = train_step
+study.train = functools.partial(study.train, save_seconds=0)
+study.run(study.RunSpec.from_json(spec), load_dataset(data), runs_root=runs_root, device="cpu", progress=False)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_killed_run_is_continued_to_the_same_bits(finished, tiny, tiny_folder, tmp_path):
+    spec, steps = finished.spec, finished.metrics["steps"] // finished.metrics["epochs"]
+    assert steps >= 2
+    arguments = [str(tiny_folder), spec.to_json(), str(tmp_path), str(2 * steps + 1)]  # one step into the third epoch
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    work = study.work_folder(finished.folder.name, tmp_path)
+    assert shown(tmp_path) == [] and (work / "state.pt").exists() and (work / "epochs").read_text() == "2"
+    trained = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "train", lambda *a, train=study.train, **k: train(*a, **{**k, "on_epoch": trained.append}))
+        resumed = study.run(spec, tiny, runs_root=tmp_path, device="cpu", progress=False)
+    assert trained == [3]  # the finished epochs were not trained again
+    assert_same_run(finished, resumed)
+    assert shown(tmp_path) == [finished.folder.name] and not work.exists()
+
+
+def test_a_run_lost_after_training_is_only_measured_again(finished, tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "write_results", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            study.run(finished.spec, tiny, runs_root=tmp_path, device="cpu", progress=False)
+    assert shown(tmp_path) == []
+    assert_same_run(finished, study.run(finished.spec, tiny, runs_root=tmp_path, device="cpu", progress=False))
+
+
+SIMULTANEOUS = """
+import sys, time
+from pathlib import Path
+import torch
+from selfdetr import study
+from selfdetr.data import load_dataset
+
+data, spec, runs_root, log = *sys.argv[1:4], Path(sys.argv[4])
+torch.set_num_threads(1)
+compute = study.compute
+
+def slowly(*args, **options):
+    log.write_text("first")
+    time.sleep(1)
+    return compute(*args, **options)
+
+study.compute = slowly
+study.run(study.RunSpec.from_json(spec), load_dataset(data), runs_root=runs_root, device="cpu", progress=False)
+"""
+
+
+def test_two_processes_that_want_the_same_run_compute_it_once(finished, tiny, tiny_folder, tmp_path, monkeypatch):
+    log, runs_root = tmp_path / "log", tmp_path / "runs"
+    arguments = [str(tiny_folder), finished.spec.to_json(), str(runs_root), str(log)]
+    first = subprocess.Popen([sys.executable, "-c", SIMULTANEOUS, *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 90
+        while not log.exists() and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert log.exists(), first.stderr.read() if first.poll() is not None else "the first process did not start"
+        monkeypatch.setattr(study, "compute", lambda *_: pytest.fail("computed a second time"))
+        second = study.run(finished.spec, tiny, runs_root=runs_root, device="cpu", progress=False)
+        assert first.wait(60) == 0, first.stderr.read()
+    finally:
+        first.kill()
+        first.communicate()
+    assert_same_run(finished, second)
+
+
+# ---- many runs
+
+
+def test_a_failing_run_leaves_no_folder_and_the_others_stay(tiny_folder, tmp_path, monkeypatch):
+    compute = study.compute
+
+    def fails_for_seed_1(spec, data, folder, *options):
+        (folder / "metrics.json").write_text('{"average": ')
+        if spec.seed == 1 and spec.loss.feedback_encoder:
+            raise OSError("no space left on device")
+        compute(spec, data, folder, *options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "compute", fails_for_seed_1)
+        with pytest.raises(RuntimeError, match="1 of 4 runs failed") as caught:
+            make_table(ROWS, 2, tiny_folder, tmp_path)
+    assert "seed 1" in str(caught.value) and "no space left on device" in str(caught.value)
+    kept = study.runs(tmp_path)
+    assert len(kept) == 3 and "problem" not in kept and set(kept.run) == set(shown(tmp_path))
+    computed = []
+    monkeypatch.setattr(study, "compute", lambda spec, *rest: (computed.append(spec.seed), compute(spec, *rest)))
+    table = make_table(ROWS, 2, tiny_folder, tmp_path)
+    assert computed == [1] and table.content["seeds"] == [0, 1] and len(shown(tmp_path)) == 4
+    again = make_table([{**ROWS[1], "name": "the same by another name"}, *ROWS], 2, tiny_folder, tmp_path)
+    assert computed == [1] and again.content["rows"][0]["average"] == again.content["rows"][2]["average"]
+
+
+def fake_runs(averages, seeds):
+    "Runs as the cache would return them, in the order of `run_all`: all rows of a seed, then the next seed."
+    metrics = [
+        {"average": row[i], "mAP": {"0.5": row[i] + 1, "0.7": row[i] - 1}, "test_instances": 9, "diversity": []}
+        for i in range(len(seeds))
+        for row in averages
+    ]
+    return [Run(Path("unused"), RunSpec(), m, pd.DataFrame()) for m in metrics]
+
+
+def fake_table(averages, tiny_folder, seeds=None, rows=None):
+    seeds = seeds or list(range(len(averages[0])))
+    rows = rows or [{"name": f"row {i}", "overrides": {}, "paper": None} for i in range(len(averages))]
+    claims = [{"text": "better", "better": rows[1]["name"], "worse": rows[0]["name"]}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "run_all", lambda *_: fake_runs(averages, seeds))
+        return make_table(rows, seeds, tiny_folder, "unused", claims=claims, name="table9", title="A test.")
+
+
+scores = st.lists(st.tuples(*[st.floats(0, 100)] * 2), min_size=2, max_size=6)
+
+
+@settings(examples, max_examples=30)
+@given(pairs=scores)
+def test_differences_and_verdicts_are_the_paired_t_test(frozen_source, tiny_folder, pairs):
+    base, ours = (list(x) for x in zip(*pairs))
+    assume(np.std(np.subtract(ours, base)) > 1e-3)
+    content = fake_table([base, ours], tiny_folder).content
+    expected, delta = ttest_rel(ours, base), content["rows"][1]["delta"]
+    low, high = expected.confidence_interval(0.95)
+    assert delta["mean"] == pytest.approx(np.mean(ours) - np.mean(base), abs=1e-9)
+    assert (delta["low"], delta["high"]) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    assume(abs(expected.pvalue - 0.05) > 1e-6)
+    clear = "reproduced" if expected.statistic > 0 else "not reproduced"
+    assert content["claims"][0]["verdict"] == (clear if expected.pvalue < 0.05 else "inconclusive")
+    assert content["rows"][0]["delta"] is None and content["rows"][1]["average"] == ours
+
+
+def test_table_files_hold_to_their_contract(tiny_folder, tmp_path):
+    rows = [
+        {"name": "baseline", "overrides": {"loss.feedback_encoder": 0}, "paper": {"0.5": 50.0, "average": 50.3}},
+        {"name": "both", "overrides": {}, "paper": None},
+    ]
+    table = fake_table([[20.0, 30.0, 25.0], [24.0, 33.5, 30.0]], tiny_folder, [4, 7, 9], rows)
+    assert table.save(tmp_path / "results") == tmp_path / "results"
+    names = [f"table9.{kind}" for kind in ("csv", "json", "md", "png")]
+    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == names  # and no part of a file
+    content = strict_json(tmp_path / "results" / "table9.json")
+    assert {"table", "dataset", "profile", "seeds", "metric", "rows", "claims"} <= set(content)
+    names = [content[k] for k in ("table", "dataset", "profile", "seeds")]
+    assert names == ["table9", "tiny", "smoke", [4, 7, 9]]
+    for row, asked in zip(content["rows"], rows):
+        assert set(row) == {"name", "overrides", "paper", "mAP", "average", "delta"}
+        assert {k: row[k] for k in asked} == asked and len(row["average"]) == 3
+        assert row["mAP"] == {"0.5": [v + 1 for v in row["average"]], "0.7": [v - 1 for v in row["average"]]}
+    assert content["rows"][0]["delta"] is None and set(content["rows"][1]["delta"]) == {"mean", "low", "high"}
+    assert [set(c) for c in content["claims"]] == [{"text", "verdict", "evidence"}]
+    assert content["claims"][0]["verdict"] == "reproduced"  # +4, +3.5, +5
+    csv = pd.read_csv(tmp_path / "results" / "table9.csv", index_col=0)
+    markdown = (tmp_path / "results" / "table9.md").read_text()
+    assert list(csv.index) == ["baseline", "both"] and all(r["name"] in markdown for r in rows)
+    assert "reproduced" in markdown and "4, 7, 9" in markdown and "+4.2" in markdown
+    assert (tmp_path / "results" / "table9.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_seed_gives_a_table_without_interval_and_verdict(tiny_folder, tmp_path):
+    table = fake_table([[20.0], [30.0]], tiny_folder)
+    table.save(tmp_path)
+    content = json.loads((tmp_path / "table9.json").read_text())
+    assert content["rows"][1]["delta"] == {"mean": 10.0, "low": None, "high": None}
+    assert content["claims"][0]["verdict"] == "inconclusive"
+    assert "nan" not in (tmp_path / "table9.md").read_text().lower()
+
+
+def test_a_simulated_table_says_so(tiny_folder):
+    table = fake_table([[20.0, 21.0], [30.0, 33.0]], tiny_folder)
+    assert "simulated" not in study.markdown(table)
+    table.content["dataset"] = "simulated"
+    assert "**simulated**" in study.markdown(table)
+
+
+def test_a_crash_while_saving_leaves_the_old_table_whole(tiny_folder, tmp_path, monkeypatch):
+    old, new = (fake_table([[20.0, 21.0], [b, 33.0]], tiny_folder) for b in (30.0, 31.0))
+    old.save(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    write_text = Path.write_text
+
+    def half(path, text, *args, **options):
+        write_text(path, text[: len(text) // 2], *args, **options)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError):
+        new.save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name in before} == before
+    assert not [p for p in tmp_path.iterdir() if p.name not in before and not p.name.startswith(".")]
