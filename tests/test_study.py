@@ -200,7 +200,7 @@ def package(tmp_path, monkeypatch):
     for path in Path(study.__file__).parent.glob("*.py"):
         shutil.copy(path, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(study, "__file__", str(tmp_path / "study.py"))
+        patch.setattr(study.selfdetr, "__file__", str(tmp_path / "__init__.py"))
         yield tmp_path
     new_source_hash()
 
