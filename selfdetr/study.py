@@ -6,8 +6,8 @@
 __all__ = ['PARTS', 'SMALL', 'PROFILES', 'DATASETS', 'PARAMETERS', 'MODULES', 'RunSpec', 'as_type_of', 'override', 'settings',
            'open_dataset', 'make_spec', 'check_parameters', 'tree_text', 'source_hash', 'run_hash', 'Run', 'read_run',
            'measure', 'compute', 'work_folder', 'run', 'watch_epochs', 'attempt', 'run_all', 'runs', 'interval',
-           'verdict', 'Table', 'with_interval', 'show_row', 'markdown_table', 'markdown', 'judge', 'row_content',
-           'table']
+           'verdict', 'Table', 'with_interval', 'show_row', 'markdown_table', 'markdown', 'claimed_value', 'judge',
+           'row_content', 'table']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
 import ast
@@ -549,13 +549,23 @@ def markdown(table: Table) -> str:
     return "\n".join(parts)
 
 
-def judge(claim: Mapping[str, Any], average: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    "The verdict on a claim {text, better, worse}: the row `better` has a higher average than the row `worse`."
-    difference = interval(np.subtract(average[claim["better"]], average[claim["worse"]]).tolist())
-    low, high = difference["low"], difference["high"]
-    evidence = f"{difference['mean']:+.1f} mAP"
+def claimed_value(run: Run, of: str) -> float:
+    "What a claim is about: the \"average\" mAP, or the diversity of the last \"encoder\" or \"decoder\" layer (Eq. 10)."
+    if of == "average":
+        return run.metrics["average"]
+    return [row["diversity"] for row in run.metrics["diversity"] if row["part"] == of][-1]
+
+
+def judge(claim: Mapping[str, Any], by_row: Mapping[str, Sequence[Run]]) -> dict[str, str]:
+    "The verdict on a claim {text, better, worse, of}: the row `better` has a higher value than the row `worse`."
+    of = claim.get("of", "average")
+    better, worse = ([claimed_value(r, of) for r in by_row[claim[side]]] for side in ("better", "worse"))
+    difference = interval(np.subtract(better, worse).tolist())
+    mean, low, high = difference["mean"], difference["low"], difference["high"]
+    unit, digits = ("mAP", 1) if of == "average" else ("d(A)", 2)
+    evidence = f"{mean:+.{digits}f} {unit}"
     if low is not None:
-        evidence += f", 95 % interval [{low:+.1f}, {high:+.1f}], {len(average[claim['better']])} seeds"
+        evidence += f", 95 % interval [{low:+.{digits}f}, {high:+.{digits}f}], {len(better)} seeds"
     return {"text": claim["text"], "verdict": verdict(difference), "evidence": evidence}
 
 
@@ -578,7 +588,7 @@ def table(
     *,
     name: str = "table",  # of the files
     title: str = "",
-    claims: Sequence[Mapping[str, Any]] = (),  # {"text", "better", "worse"}, rows by name
+    claims: Sequence[Mapping[str, Any]] = (),  # {"text", "better", "worse", "of"}: rows by name; see `claimed_value`
     dataset: str = "simulated",
     profile: str = "quick",
     data_root: str | Path = "data",
@@ -611,7 +621,7 @@ def table(
         "seeds": seeds,
         "metric": "mAP (%)",
         "rows": [row_content(row, by_row[row["name"]], base if i else None) for i, row in enumerate(rows)],
-        "claims": [judge(claim, average) for claim in claims],
+        "claims": [judge(claim, by_row) for claim in claims],
         "source": source_hash(),
         "data": data.hash(),
         "test_instances": done[0].metrics["test_instances"],
