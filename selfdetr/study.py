@@ -550,7 +550,7 @@ def markdown(table: Table) -> str:
 
 
 def claimed_value(run: Run, of: str) -> float:
-    "What a claim is about: the \"average\" mAP, or the diversity of the last \"encoder\" or \"decoder\" layer (Eq. 10)."
+    "What a claim is about: \"average\" mAP, or the diversity of the last \"encoder\" or \"decoder\" layer (Eq. 10)."
     if of == "average":
         return run.metrics["average"]
     return [row["diversity"] for row in run.metrics["diversity"] if row["part"] == of][-1]
@@ -588,7 +588,7 @@ def table(
     *,
     name: str = "table",  # of the files
     title: str = "",
-    claims: Sequence[Mapping[str, Any]] = (),  # {"text", "better", "worse", "of"}: rows by name; see `claimed_value`
+    claims: Sequence[Mapping[str, Any]] = (),  # {"text", "better", "worse", "of"}, rows by name
     dataset: str = "simulated",
     profile: str = "quick",
     data_root: str | Path = "data",
