@@ -62,6 +62,7 @@ readme: .venv/.ok  ## write README.md from nbs/index.ipynb
 	echo '<!-- Written by `make readme` from nbs/index.ipynb: edit that notebook. -->'; echo; \
 	$(BIN)/jupyter nbconvert --log-level=WARN --to markdown --stdout nbs/index.ipynb \
 	  --RegexRemovePreprocessor.patterns='["^#\|\\s*hide"]' \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags='["hide-input"]' \
 	  --NbConvertBase.display_data_priority='["text/markdown", "text/plain"]' \
 	| sed -E -e 's#\]\(\.\./#](#g' -e 's#\]\(([A-Za-z0-9_]+\.ipynb)#](nbs/\1#g' -e 's#(src|href)="\.\./#\1="#g' \
 	| cat -s; } > README.md.tmp && mv README.md.tmp README.md || { rm -f README.md.tmp; exit 1; }
