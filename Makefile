@@ -35,7 +35,8 @@ help:  ## list the targets
 	@touch $@
 
 # Papermill runs in the repository's root, so OUT_DIR and DATA_ROOT are relative to it. The executed
-# notebook is written to a temporary folder first: a run that fails leaves none in OUT_DIR.
+# notebook is written to a temporary folder first: a run that fails leaves none in OUT_DIR. Of the progress
+# bar its last state is kept.
 reproduce: .venv/.ok  ## train the rows of a table of the paper and write the table, its pictures and the verdict
 	@set -euo pipefail; \
 	out="$(OUT_DIR)/$$(basename "$(DATASET)")-$(PROFILE)"; \
@@ -43,6 +44,8 @@ reproduce: .venv/.ok  ## train the rows of a table of the paper and write the ta
 	$(BIN)/papermill nbs/reproduce_$(TABLE).ipynb "$$tmp/$(TABLE).ipynb" --progress-bar --stderr-file >(cat >&2) \
 	  -r dataset "$(DATASET)" -r profile "$(PROFILE)" -r data_root "$(DATA_ROOT)" -p seeds "$(SEEDS)" \
 	  -r device "$(DEVICE)" -p workers "$(WORKERS)" -r out_dir "$(OUT_DIR)"; \
+	$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True \
+	  "$$tmp/$(TABLE).ipynb"; \
 	$(BIN)/nbdev_clean --fname "$$tmp/$(TABLE).ipynb"; \
 	mkdir -p "$$out"; mv "$$tmp/$(TABLE).ipynb" "$$out/$(TABLE).ipynb"; \
 	echo; cat "$$out/$(TABLE).md"; echo; ls "$$out"/*.png "$$out/$(TABLE).ipynb"
