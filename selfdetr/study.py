@@ -507,7 +507,7 @@ class Table:
         save(plot_table(self.content), folder / f"{name}.png")
         return folder
 
-
+# %% ../nbs/16_study.ipynb #be1f1207
 def with_interval(values: Sequence[float]) -> str:
     "`mean ± half width` of the 95 % interval."
     found = interval(values)
@@ -548,7 +548,7 @@ def markdown(table: Table) -> str:
     parts = (note, markdown_table(table.frame), markdown_table(table.claims), f"Source hash `{c['source']}`.\n")
     return "\n".join(parts)
 
-
+# %% ../nbs/16_study.ipynb #8464c79f
 def claimed_value(run: Run, of: str) -> float:
     "What a claim is about: \"average\" mAP, or the diversity of the last \"encoder\" or \"decoder\" layer (Eq. 10)."
     if of == "average":
@@ -568,7 +568,7 @@ def judge(claim: Mapping[str, Any], by_row: Mapping[str, Sequence[Run]]) -> dict
         evidence += f", 95 % interval [{low:+.{digits}f}, {high:+.{digits}f}], {len(better)} seeds"
     return {"text": claim["text"], "verdict": verdict(difference), "evidence": evidence}
 
-
+# %% ../nbs/16_study.ipynb #ce59a9ce
 def row_content(row: Mapping[str, Any], done: Sequence[Run], base: Sequence[float] | None) -> dict[str, Any]:
     "One row of a table's JSON form; `base` holds the baseline's averages, None for the baseline itself."
     average = [r.metrics["average"] for r in done]
