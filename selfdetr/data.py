@@ -714,7 +714,7 @@ def window_targets(
 class Batch(NamedTuple):
     "What a model trains on."
     features: Tensor  # (batch, length, channels) float32, zero where padded
-    mask: Tensor  # (batch, length) bool, True = padding
+    mask: Tensor  # (batch, length) bool, True = padding; None where a trainer knows that nothing is padded
     targets: list[Target]  # one a window: "segments" (n, 2) centre and width in [0, 1], "labels" (n,)
 
 
@@ -741,14 +741,20 @@ class Windows:
         features = self.dataset.features(self.dataset.videos[self.video[i]].name)
         return features[self.start[i] : self.start[i] + self.valid[i]]
 
+    def rows(
+        self, indices: Sequence[int] | np.ndarray,  # which windows
+    ) -> tuple[np.ndarray, np.ndarray]:  # (chosen, length) row of `dataset.array`, -1 (zeros) where padded; the padding
+        "Where the steps of the chosen windows are in the features of all recordings."
+        indices = np.asarray(indices, dtype=np.int64)
+        padding = np.arange(self.length) >= self.valid[indices, None]
+        return np.where(padding, -1, self.row[indices, None] + np.arange(self.length)), padding
+
     def batch(
         self, indices: Sequence[int] | np.ndarray,  # which windows
     ) -> Batch:
         "The chosen windows, padded with zeros to `length`."
-        indices = np.asarray(indices, dtype=np.int64)
-        padding = np.arange(self.length) >= self.valid[indices, None]
+        rows, padding = self.rows(indices)
         if self.dataset.array is not None:
-            rows = np.where(padding, -1, self.row[indices, None] + np.arange(self.length))
             features = self.dataset.array[rows]
         else:
             features = np.zeros((len(indices), self.length, self.dataset.channels), dtype=np.float32)

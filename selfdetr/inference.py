@@ -66,7 +66,7 @@ def detect_windows(
     for first in range(0, len(windows), config.batch):
         indices = np.arange(first, min(first + config.batch, len(windows)))
         batch = windows.batch(indices)
-        found = top_scores(model(batch.features.to(device), batch.mask.to(device)), config.top)
+        found = top_scores(model(batch.features.to(device), batch.mask.to(device), maps=False), config.top)
         scores, labels, segments = (x.cpu().numpy() for x in found)
         for i, s, c, t in zip(indices, scores, labels, segments):
             video = windows.dataset.videos[windows.video[i]]

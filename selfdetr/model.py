@@ -51,9 +51,9 @@ class Output:
 
     logits: Tensor  # (decoder layers, batch, queries, classes), before the sigmoid
     segments: Tensor  # (decoder layers, batch, queries, 2) centre and width in [0, 1] of the window's valid part
-    encoder_maps: Tensor  # (encoder layers, batch, steps, steps), averaged over heads
-    decoder_maps: Tensor  # (decoder layers, batch, queries, queries), averaged over heads
-    cross_maps: Tensor  # (decoder layers, batch, queries, steps), averaged over heads
+    encoder_maps: Tensor  # (encoder layers, or none, batch, steps, steps), averaged over heads
+    decoder_maps: Tensor  # (decoder layers, or none, batch, queries, queries), averaged over heads
+    cross_maps: Tensor  # (decoder layers, or none, batch, queries, steps), averaged over heads
     mask: Tensor  # (batch, steps) bool, True = padding
 
 # %% ../nbs/05_model.ipynb #8a0d0ed7
@@ -108,6 +108,7 @@ class SelfDETR(nn.Module):
         self,
         features: Tensor,  # (batch, steps, channels)
         mask: Tensor | None = None,  # (batch, steps) bool, True = padding; None: nothing is padded
+        maps: bool = True,  # False: the output's maps have no layers; for detection, where nobody looks at them
     ) -> Output:
         self.check_input(features, mask)
         full_mask = torch.zeros_like(features[..., 0], dtype=torch.bool) if mask is None else mask
@@ -116,10 +117,10 @@ class SelfDETR(nn.Module):
         if mask is not None:
             features = features.masked_fill(mask[..., None], 0)
         position = sine_embedding(step_positions(full_mask if mask is not None else full_mask[:1]), self.config.dim)
-        memory, encoder_maps = self.encoder(self.input_projection(features), position, mask)
-        anchors = self.anchors.sigmoid().expand(len(features), -1, -1)
-        content = memory.new_zeros(len(features), self.config.queries, self.config.dim)
-        decoded = self.decoder(content, anchors, memory, position, mask)
+        memory, encoder_maps = self.encoder(self.input_projection(features), position, mask, maps)
+        anchors = self.anchors.sigmoid()[None]
+        content = memory.new_zeros(1, self.config.queries, self.config.dim)
+        decoded = self.decoder(content, anchors, memory, position, mask, maps)
         segments = (self.decoder.segment_head(decoded.content) + logit(decoded.anchors)).sigmoid()
         logits = self.class_head(decoded.content)
         return Output(logits, segments, encoder_maps, decoded.self_maps, decoded.cross_maps, full_mask)
