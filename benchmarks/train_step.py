@@ -1,6 +1,8 @@
-"""Time and peak memory of one training step, part by part, at the paper's size and at the quick size.
+"""Time and peak memory of one training step at the paper's size and at the quick size, part by part, and how much
+longer it takes without the package's acceleration and in a common eager implementation.
 
 python benchmarks/train_step.py [--threads N] [--steps N] [--device cpu|cuda|mps] [--size paper|quick]
+                                [--how fast|plain|eager]
 """
 
 import argparse
@@ -10,15 +12,23 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 PARTS = ("forward", "matching", "losses", "backward", "update")
 NOTES = {
     "paper": "the paper's size",
     "quick": "the quick profile",
 }
+HOWS = {
+    "fast": "as the package trains",
+    "plain": "without its acceleration",
+    "eager": "a common eager implementation, benchmarks/eager.py",
+}
 LIMIT_SHARE = 25.0  # per cent of a step for matching and losses together
-LIMIT_MS = {"quick": 80.0}  # a step on one core
+LIMIT_MS = {"quick": 50.0}  # a step on one core
 
 
 def settings_of(size):
@@ -68,25 +78,104 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def measure(size, threads, steps, device):
-    "Seconds of every part in every step, and the peak memory before and after. Runs alone in its process."
+class Setup(NamedTuple):
+    "A model that is ready to be trained, and one training step of it."
+
+    step: Callable[[], Any]
+    model: Any
+    batch: Any
+    device: Any  # torch.device
+    fabric: Any = None  # None: the eager model, which does without
+
+
+def make_step(size, how, device, precision="32-true"):
+    "The setup of a size; `fast` and `plain` are the package's own step, `eager` is the step of `eager.py`."
     import torch
 
-    torch.set_num_threads(threads)
-    from selfdetr.feedback import feedback_loss
+    from selfdetr.feedback import FeedbackConfig
     from selfdetr.losses import SetCriterion
-    from selfdetr.matcher import match
     from selfdetr.model import SelfDETR
-    from selfdetr.trainer import make_fabric, make_optimizer
+    from selfdetr.trainer import make_fabric, prepare, train_step
 
     torch.manual_seed(0)
     config, train = settings_of(size)
-    fabric = make_fabric(device, train.precision)
-    model = SelfDETR(config).to(fabric.device)
-    model, optimizer = fabric.setup(model, make_optimizer(model, train, fabric.device.type))
-    criterion, batch = SetCriterion(), make_batch(config, train)
-    batch = batch._replace(features=fabric.to_device(batch.features), mask=fabric.to_device(batch.mask))
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(fabric.device.type, lambda: None)
+    train = replace(train, precision=precision)
+    batch, criterion, feedback = make_batch(config, train), SetCriterion(), FeedbackConfig()
+    if how == "eager":
+        import eager
+
+        there = make_fabric(device, precision).device
+        model, optimizer = eager.make(config, train, there)
+        batch = batch._replace(features=batch.features.to(there), mask=batch.mask.to(there))
+        return Setup(lambda: eager.train_step(model, optimizer, batch, train.clip), model, batch, there)
+    fabric, model, optimizer = prepare(SelfDETR(config), train, device, fast=how == "fast")
+    batch = batch._replace(features=fabric.to_device(batch.features), mask=None)  # as the trainer does without padding
+    model.train()
+
+    def step():
+        return train_step(fabric, model, optimizer, criterion, feedback, batch, train.clip)
+
+    return Setup(step, model, batch, fabric.device, fabric)
+
+
+def waiter(device):
+    "A function that waits until the device has finished."
+    import torch
+
+    return {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+
+
+def watch(setup, now):
+    "Note in a dictionary when the forward and the backward pass of a step begin and end, and what the model returned."
+    seen = {}
+
+    def backward(*args, run=setup.fabric.backward, **kwargs):
+        seen["losses"] = now()
+        run(*args, **kwargs)
+        seen["backward"] = now()
+
+    setup.model.register_forward_pre_hook(lambda *_: seen.update(begin=now()))
+    setup.model.register_forward_hook(lambda model, args, output: seen.update(forward=now(), output=output))
+    setup.fabric.backward = backward
+    return seen
+
+
+def measure_parts(setup, steps, now):
+    "Seconds of every part in every step; a wait between the parts keeps a GPU's work in the part it belongs to."
+    from selfdetr.matcher import match
+
+    seen = watch(setup, now)
+
+    def step():
+        seen.clear()  # the last step's output would take memory
+        start = now()
+        setup.step()
+        end = now()
+        # The criterion matches too; matching the same output again tells how much of its time that was.
+        match(seen["output"], setup.batch.targets)
+        matching = now() - end
+        return {
+            "forward": seen["forward"] - seen["begin"],
+            "matching": matching,
+            "losses": max(seen["losses"] - seen["forward"] - matching, 0.0),
+            "backward": seen["backward"] - seen["losses"],
+            "update": seen["begin"] - start + end - seen["backward"],
+            "parts": end - start,
+        }
+
+    step()
+    times = [step() for _ in range(steps)]
+    return {name: [t[name] for t in times] for name in times[0]}
+
+
+def measure(size, how, threads, steps, device):
+    "Seconds of every step and of its parts, and the peak memory before and after. Runs alone in its process."
+    import torch
+
+    torch.set_num_threads(threads)
+    config, train = settings_of(size)
+    setup = make_step(size, how, device)
+    wait = waiter(setup.device)
 
     def now():
         wait()
@@ -94,115 +183,140 @@ def measure(size, threads, steps, device):
 
     def step():
         start, cpu = now(), time.process_time()
-        optimizer.zero_grad(set_to_none=True)
-        output = model(batch.features, batch.mask)
-        forward = now()
-        terms = criterion(output, batch.targets) | feedback_loss(output)
-        total = criterion.total(terms)
-        torch.stack([*terms.values(), total]).tolist()
-        losses = now()
-        fabric.backward(total)
-        backward = now()
-        fabric.clip_gradients(model, optimizer, max_norm=train.clip, error_if_nonfinite=False)
-        optimizer.step()
-        update, cpu = now(), time.process_time() - cpu
-        # The criterion matches too; matching the same output again tells how much of its time that was.
-        match(output, batch.targets)
-        matching = now() - update
-        return {
-            "forward": forward - start,
-            "matching": matching,
-            "losses": max(losses - forward - matching, 0.0),
-            "backward": backward - losses,
-            "update": update - backward,
-            "step": update - start,
-            "cpu": cpu,
-        }
+        setup.step()
+        return now() - start, time.process_time() - cpu
 
-    model.train()
-    memory_before = peak_memory(fabric.device)
-    for _ in range(3):  # the first steps pay for memory and for the optimiser's state
+    memory_before = peak_memory(setup.device)
+    for _ in range(3):  # the first steps pay for memory, for the optimiser's state and, on a GPU, for compiling
         step()
-    times = [step() for _ in range(steps)]
+    wall, cpu = zip(*(step() for _ in range(steps)))
+    memory = [memory_before, peak_memory(setup.device)]
+    parts = measure_parts(setup, steps, now) if setup.fabric else {}
     return {
-        "times": {name: [t[name] for t in times] for name in times[0]},
-        "memory": [memory_before, peak_memory(fabric.device)],
-        "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else fabric.device.type,
+        "times": {"step": wall, "cpu": cpu} | parts,
+        "memory": memory,
+        "device": torch.cuda.get_device_name() if setup.device.type == "cuda" else setup.device.type,
         "torch": torch.__version__,
         "model": {name: getattr(config, name) for name in ("channels", "classes", "dim", "queries")}
         | {"layers": f"{config.encoder_layers}+{config.decoder_layers}", "batch": train.batch, "window": train.window},
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in setup.model.parameters()),
     }
 
 
-def show(size, found, threads):
-    "The table of one size as text."
-    m, times = found["model"], found["times"]
-    step = statistics.median(times["step"])
-    lines = [
+def heading(size, found):
+    m = found["model"]
+    return (
         f"{size} ({NOTES[size]}): batch {m['batch']}, {m['window']} steps, {m['channels']} channels, D {m['dim']}, "
         f"{m['layers']} layers, {m['queries']} queries, {m['classes']} classes, feedback on; "
-        f"{found['parameters']:,} parameters",
-        f"{'part':<22}{'median ms':>11}{'min - max ms':>20}{'share':>9}",
-    ]
-    for name in (*PARTS, "step"):
-        values = [1e3 * t for t in times[name]]
-        middle, spread = statistics.median(values), f"{min(values):.1f} - {max(values):.1f}"
-        lines.append(f"{name:<22}{middle:>11.1f}{spread:>20}{100 * middle / 1e3 / step:>8.1f}%")
-    ratios = [(a + b) / s for a, b, s in zip(times["matching"], times["losses"], times["step"])]
+        f"{found['parameters']:,} parameters"
+    )
+
+
+def row(name, seconds, whole=None):
+    "A line of a table: median, smallest and largest time, and the share of a whole."
+    values = [1e3 * t for t in seconds]
+    line = f"{name:<22}{statistics.median(values):>11.1f}{f'{min(values):.1f} - {max(values):.1f}':>20}"
+    return line if whole is None else f"{line}{100 * statistics.median(seconds) / whole:>8.1f}%"
+
+
+def show_parts(times):
+    "The parts as text."
+    whole = statistics.median(times["parts"])
+    lines = [row(name, times[name], whole) for name in PARTS]
+    ratios = [(a + b) / s for a, b, s in zip(times["matching"], times["losses"], times["parts"])]
     share = 100 * statistics.median(ratios)
     spread = f"{100 * min(ratios):.1f} - {100 * max(ratios):.1f} %"
     met = verdict(share, LIMIT_SHARE)
     lines.append(f"matching + losses: {share:.1f} % of a step ({spread}); aim: under {LIMIT_SHARE:.0f} %: {met}")
-    if found["device"] == "cpu":
-        cpu = 1e3 * statistics.median(times["cpu"])
-        lines.append(f"processor time of a step, all threads: {cpu:.1f} ms")
-    if size in LIMIT_MS and found["device"] == "cpu" and threads == 1:
-        lines.append(
-            f"step: {1e3 * step:.1f} ms; aim: at most {LIMIT_MS[size]:.0f} ms: {verdict(1e3 * step, LIMIT_MS[size])}"
-        )
+    return lines
+
+
+def show(size, how, found, threads):
+    "What was measured of one size and one way to train, as text."
+    times, cpu = found["times"], found["device"] == "cpu"
+    step = 1e3 * statistics.median(times["step"])
+    lines = [f"{how}: {HOWS[how]}", f"{'part':<22}{'median ms':>11}{'min - max ms':>20}{'share':>9}"]
+    lines.append(row("step", times["step"]))
+    if "parts" in times:
+        lines += show_parts(times)
+    if cpu:
+        lines.append(f"processor time of a step, all threads: {1e3 * statistics.median(times['cpu']):.1f} ms")
+    if cpu and threads == 1 and how == "fast" and size in LIMIT_MS:
+        limit = LIMIT_MS[size]
+        lines.append(f"step: {step:.1f} ms; aim: at most {limit:.0f} ms: {verdict(step, limit)}")
     before, peak = found["memory"]
     if peak is None:
         lines.append("peak memory: not known on this device")
     else:
-        of = "process" if found["device"] == "cpu" else "device"
+        of = "process" if cpu else "device"
         lines.append(f"peak memory: {peak:.0f} MB ({of}), of it {before:.0f} MB before the first step")
     return "\n".join(lines)
+
+
+def ratios(found):
+    "How much longer the other ways take than the fast one, as text."
+    middle = {how: statistics.median(f["times"]["step"]) for how, f in found.items()}
+    return "; ".join(f"{how} / fast: {middle[how] / middle['fast']:.2f}" for how in middle if how != "fast")
 
 
 def verdict(value, limit):
     return "met" if value <= limit else "MISSED"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def check_device(parser, device):
+    "Stop with one line where a device is asked for that is not here."
+    import torch
+
+    if not {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device, lambda: True)():
+        parser.error(f"--device {device}: there is no such device here")
+
+
+def measure_apart(size, how, options):
+    "What `measure` returns, from a process of its own, so that its peak memory is its own."
+    command = [sys.executable, str(Path(__file__).resolve()), "--json", "--size", size, "--how", how]
+    command += ["--device", options.device, "--threads", str(options.threads), "--steps", str(options.steps)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--steps", type=int, default=20, help="timed steps, after 3 that are not timed (default: 20)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="default: cpu")
     parser.add_argument("--size", choices=tuple(NOTES), help="one size only (default: both)")
-    parser.add_argument("--json", action="store_true", help="print the raw times of one size (needs --size)")
+    parser.add_argument("--how", choices=tuple(HOWS), help="one way to train only (default: all)")
+    parser.add_argument("--json", action="store_true", help="print the raw times (needs --size and --how)")
     options = parser.parse_args()
     if options.threads < 1 or options.steps < 1:
         parser.error("--threads and --steps must be at least 1")
+    if options.json and not (options.size and options.how):
+        parser.error("--json needs --size and --how")
+    check_device(parser, options.device)
+    return options
+
+
+def main():
+    options = parse()
     if options.json:
-        if not options.size:
-            parser.error("--json needs --size")
-        print(json.dumps(measure(options.size, options.threads, options.steps, options.device)))
+        print(json.dumps(measure(options.size, options.how, options.threads, options.steps, options.device)))
         return
+    first = True
     for size in [options.size] if options.size else NOTES:
-        # Every size in a process of its own, so that its peak memory is its own.
-        command = [sys.executable, str(Path(__file__).resolve()), "--json", "--size", size, "--device", options.device]
-        command += ["--threads", str(options.threads), "--steps", str(options.steps)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-        done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True)
-        if done.returncode:
-            sys.exit(done.returncode)
-        found = json.loads(done.stdout.splitlines()[-1])
-        if size == (options.size or next(iter(NOTES))):
-            print(
-                f"device {found['device']}, threads {options.threads}, torch {found['torch']}, steps {options.steps}\n"
-            )
-        print(show(size, found, options.threads), end="\n\n")
+        found = {}
+        for how in [options.how] if options.how else HOWS:
+            found[how] = one = measure_apart(size, how, options)
+            if first:
+                print(f"device {one['device']}, threads {options.threads}, torch {one['torch']}", end=", ")
+                print(f"steps {options.steps}\n")
+            if len(found) == 1:
+                print(heading(size, one))
+            print("\n" + show(size, how, one, options.threads), flush=True)
+            first = False
+        print("\n" + ratios(found) + "\n" if len(found) > 1 else "")
 
 
 if __name__ == "__main__":

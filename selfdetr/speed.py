@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FusedPReLU', 'fused_prelu', 'FusedAttention', 'fused_attend', 'fuse', 'unfuse', 'one_vector', 'many_vectors',
-           'keep_memory', 'accelerate', 'release', 'fits', 'gather', 'load', 'batches']
+           'keep_memory', 'accelerate', 'release', 'fits', 'gather', 'send', 'load_pinned', 'batches']
 
 # %% ../nbs/10_speed.ipynb #4b05270d
 import contextlib
@@ -12,6 +12,8 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +100,8 @@ def fuse(model: nn.Module) -> None:
 def unfuse(model: nn.Module) -> None:
     "Let a model compute as it is defined."
     for module in model.modules():
-        module.__dict__.pop("attend", None)
+        if module.__dict__.get("attend") is fused_attend:
+            del module.attend
         if isinstance(module, nn.PReLU):
             module.__dict__.pop("forward", None)
 
@@ -130,11 +133,11 @@ def keep_memory() -> None:
 
 # %% ../nbs/10_speed.ipynb #56c918e8
 def accelerate(model: SelfDETR, device: torch.device, precision: str = "32-true") -> None:
-    "Let a model compute faster in training on its device: fused blocks on a CPU, compiled on CUDA."
+    "Let a model compute faster in training on its device: fused blocks on a CPU, compiled on CUDA (where Triton is)."
     if device.type == "cpu" and precision == "32-true":
         keep_memory()
         fuse(model)
-    elif device.type == "cuda":
+    elif device.type == "cuda" and find_spec("triton"):
         model.compile(mode="reduce-overhead")
 
 
@@ -154,17 +157,21 @@ def fits(windows: Windows, device: torch.device, share: float = 0.5) -> bool:
 def gather(windows: Windows, table: Tensor, indices: np.ndarray) -> Batch:
     "A batch from features that are on the device already."
     rows, padding = windows.rows(indices)
-    mask = torch.from_numpy(padding).to(table.device) if padding.any() else None
     features = table[torch.from_numpy(rows).to(table.device)]
-    return Batch(features, mask, [windows.targets[i] for i in indices])
+    return send(Batch(features, torch.from_numpy(padding), [windows.targets[i] for i in indices]), table.device)
 
 
-def load(windows: Windows, indices: np.ndarray, pin: bool) -> Batch:
-    "A batch in (pinned) host memory."
-    batch = windows.batch(indices)
-    mask = batch.mask if batch.mask.any() else None
-    features, mask = (x.pin_memory() if pin and x is not None else x for x in (batch.features, mask))
+def send(batch: Batch, device: torch.device) -> Batch:
+    "A batch on its way to the device, without a mask where nothing is padded."
+    features = batch.features.to(device, non_blocking=True)
+    mask: Any = batch.mask.to(device, non_blocking=True) if batch.mask.any() else None
     return Batch(features, mask, batch.targets)
+
+
+def load_pinned(windows: Windows, indices: np.ndarray) -> Batch:
+    "A batch in host memory that a GPU can read by itself."
+    features, mask, targets = windows.batch(indices)
+    return Batch(features.pin_memory(), mask.pin_memory(), targets)
 
 
 def batches(
@@ -177,14 +184,11 @@ def batches(
     if table is not None:
         yield from (gather(windows, table, indices) for indices in order)
     elif device.type != "cuda":
-        for indices in order:
-            features, mask, targets = load(windows, indices, pin=False)
-            yield Batch(features.to(device), None if mask is None else mask.to(device), targets)
+        yield from (send(windows.batch(indices), device) for indices in order)
     else:
         with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(load, windows, indices, True) for indices in order[:1]]
+            waiting = [pool.submit(load_pinned, windows, indices) for indices in order[:1]]
             for i in range(len(order)):
-                features, mask, targets = waiting.pop().result()
-                waiting += [pool.submit(load, windows, indices, True) for indices in order[i + 1 : i + 2]]
-                mask = None if mask is None else mask.to(device, non_blocking=True)
-                yield Batch(features.to(device, non_blocking=True), mask, targets)
+                batch = waiting.pop().result()
+                waiting += [pool.submit(load_pinned, windows, indices) for indices in order[i + 1 : i + 2]]
+                yield send(batch, device)

@@ -209,8 +209,8 @@ def check_parameters(
 
 # %% ../nbs/16_study.ipynb #c2cd80e8
 MODULES = (
-    "segments data attention transformer model matcher losses feedback diversity trainer inference evaluation".split()
-)
+    "segments data attention transformer model matcher losses feedback diversity speed trainer inference evaluation"
+).split()
 
 
 def tree_text(node: Any) -> str:

@@ -253,5 +253,5 @@ class Decoder(nn.Module):
             if i + 1 < len(self.layers):
                 with torch.no_grad():
                     anchor = self.refine(content, anchor)
-        maps_of_queries, maps_of_steps = stack_maps(self_maps, content, content), stack_maps(cross_maps, content, memory)
-        return DecoderOutput(torch.stack(contents), torch.stack(anchors), maps_of_queries, maps_of_steps)
+        among_queries, to_steps = stack_maps(self_maps, content, content), stack_maps(cross_maps, content, memory)
+        return DecoderOutput(torch.stack(contents), torch.stack(anchors), among_queries, to_steps)

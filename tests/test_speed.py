@@ -1,0 +1,119 @@
+"""What is faster computes what the definition computes: twenty steps beside the plain loop, compiled, and read late."""
+
+import numpy as np
+import pytest
+import torch
+
+from selfdetr import trainer
+from selfdetr.data import test_windows as windows_for_testing
+from selfdetr.data import training_windows
+from selfdetr.feedback import FeedbackConfig, feedback_loss
+from selfdetr.losses import SetCriterion
+from selfdetr.model import ModelConfig, SelfDETR, save_model
+from selfdetr.speed import accelerate, batches, release
+from selfdetr.trainer import StepValues, TrainConfig, prepare, train, train_step
+
+SIZES = dict(channels=8, classes=3, dim=32, heads=4, hidden=64, queries=6, norm_groups=4, decoder_layers=3)
+CONFIG = TrainConfig(epochs=1, batch=4, lr=1e-3, window=32, overlap=0.25)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def windows(tiny):
+    return training_windows(tiny, CONFIG.window, CONFIG.overlap)
+
+
+def new_model(**changes):
+    torch.manual_seed(0)
+    return SelfDETR(ModelConfig(**{**SIZES, **changes})).train()
+
+
+def gradients(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"encoder_layers": 0}, {"decoder_self_attention": False}], ids=["whole", "no encoder", "no queries"]
+)
+def test_fast_and_plain_agree_for_twenty_steps(tiny, changes):
+    "Losses and gradients, with dropout drawn from the same numbers; rounding grows by the update, so it is bounded."
+    models = [new_model(**changes) for _ in range(2)]
+    sides = [(m, *prepare(m, CONFIG, "cpu", fast)) for m, fast in zip(models, (True, False))]
+    criterion, padded = SetCriterion(), 0
+    if changes:  # a part that is not there gives no feedback
+        weights = {"feedback_encoder": 0.0} if "encoder_layers" in changes else {"feedback_decoder": 0.0}
+        criterion = SetCriterion(type(criterion.config)(**weights))
+    windows = windows_for_testing(tiny, CONFIG.window, 0.5)  # unlike those for training, some of them are padded
+    order = [np.arange(4 * i, 4 * i + 4) % len(windows) for i in range(20)]
+    for step, batch in enumerate(batches(windows, order, torch.device("cpu"))):
+        padded += batch.mask is not None
+        values = []
+        for _, fabric, wrapped, optimizer in sides:
+            torch.manual_seed(step)
+            values.append(train_step(fabric, wrapped, optimizer, criterion, FeedbackConfig(), batch, 0.1).read())
+        fast, plain = values
+        assert fast == pytest.approx(plain, rel=1e-3 if step else 1e-5)
+        a, b = (gradients(m) for m in models)
+        assert (a - b).norm() < (1e-2 if step else 1e-5) * b.norm()
+    assert 0 < padded < 20
+
+
+def test_where_the_operations_are_the_same_so_are_the_bits():
+    model, features = new_model(), torch.randn(2, 16, 8)
+    outputs = []
+    for fast in (False, True):
+        if fast:
+            accelerate(model, torch.device("cpu"))
+        torch.manual_seed(1)
+        outputs.append(model(features))
+    for name in ("logits", "segments", "encoder_maps", "decoder_maps", "cross_maps"):
+        assert torch.equal(*(getattr(output, name) for output in outputs)), name
+    release(model)
+
+
+def test_a_trained_model_is_an_ordinary_model_again(windows, tmp_path):
+    model = new_model()
+    train(model, windows, SetCriterion(), config=CONFIG, device="cpu", progress=False)
+    storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert len(storages) == len(list(model.parameters())) and all(p.grad is None for p in model.parameters())
+    assert not any({"forward", "attend"} & set(vars(m)) for m in model.modules())
+    save_model(model, tmp_path)
+
+
+def test_the_compiled_model_gives_the_same_gradients():
+    "The capture and the joint graph of forward and backward that CUDA trains with; nothing may fall back to Python."
+    model = new_model(dropout=0.0, dim=16, encoder_layers=1, decoder_layers=1, norm_groups=2)
+    features, found = torch.randn(2, 8, 8), []
+    for compiled in (False, True):
+        if compiled:
+            model.compile(backend="aot_eager", fullgraph=True)
+        model.zero_grad()
+        output = model(features)
+        loss = output.logits.square().sum() + output.segments.sum() + sum(feedback_loss(output).values())
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    release(model)
+    torch._dynamo.reset()
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_read_late_is_still_named(windows, monkeypatch):
+    "On a GPU the numbers of a step are read after the next one; the step that went wrong is named, not the one after."
+    calls = []
+
+    def late(*_):
+        calls.append(1)
+        if len(calls) == 3:  # weights that are not finite make the next matching fail
+            raise FloatingPointError("matching cost is not finite")
+        return StepValues(["total"], torch.tensor([float("nan") if len(calls) == 2 else 1.0]))
+
+    monkeypatch.setattr(trainer, "train_step", late)
+    with pytest.raises(FloatingPointError, match="epoch 0, step 1: not finite: total. The batch: "):
+        train(new_model(), windows, SetCriterion(), config=CONFIG, device="cpu", progress=False)
