@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EPS', 'root_rows', 'stacked', 'decoder_guidance', 'encoder_guidance', 'aggregate_encoder', 'decoder_pairs', 'kl_rows',
-           'FeedbackConfig', 'feedback_loss']
+           'FeedbackConfig', 'guided_by', 'diversity_loss', 'feedback_loss']
 
 # %% ../nbs/08_feedback.ipynb #e35d38fd
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .diversity import diversity
 from .model import Output
 
 # %% ../nbs/08_feedback.ipynb #e2dc5dde
@@ -107,9 +108,11 @@ class FeedbackConfig:
     decoder: str = "layer"  # which decoder maps are guided: "layer", "last", "average"
     kl: str = "guidance"  # first argument of the divergence: "guidance" (the code) or "map" (the paper)
     layers: str = "mean"  # decoder layers are averaged ("mean", the code) or added ("sum", Eq. 6)
+    guidance: str = "cross"  # "cross" (the method), "identity", "other" (of another window) or "diversity" (Table 5)
 
     def __post_init__(self):
         choices = {
+            "guidance": ("cross", "identity", "other", "diversity"),
             "encoder": ("matmul", "average", "last"),
             "decoder": ("layer", "last", "average"),
             "kl": ("guidance", "map"),
@@ -120,6 +123,24 @@ class FeedbackConfig:
                 raise ValueError(f"FeedbackConfig.{name} is {getattr(self, name)!r}; choose one of {allowed}")
 
 
+def guided_by(config: FeedbackConfig, guidance: Tensor) -> Tensor:  # of the same shape
+    "The guidance, or the identity in its place."
+    return torch.eye(guidance.shape[-1], device=guidance.device) if config.guidance == "identity" else guidance
+
+
+def diversity_loss(output: Output) -> dict[str, Tensor]:  # scalars, not positive
+    "Minus the mean diversity (Eq. 10) of the self-attention maps, of their valid part."
+    padded, terms = bool(output.mask.any()), {}
+    for name, maps in (("feedback_encoder", output.encoder_maps), ("feedback_decoder", output.decoder_maps)):
+        if len(maps) and padded and name == "feedback_encoder":
+            valid = (~output.mask).sum(1).tolist()
+            found = torch.stack([diversity(maps[:, i, :n, :n]) for i, n in enumerate(valid)], 1)
+            terms[name] = -found.mean()
+        elif len(maps):
+            terms[name] = -diversity(maps).mean()
+    return terms
+
+
 def feedback_loss(
     output: Output,  # or anything with encoder_maps, decoder_maps, cross_maps and mask
     config: FeedbackConfig = FeedbackConfig(),
@@ -128,14 +149,18 @@ def feedback_loss(
 
     The gradient reaches the self-attention maps and never the cross-attention the guidance is made from.
     """
+    if config.guidance == "diversity":
+        return diversity_loss(output)
     terms = {}
+    cross = output.cross_maps.roll(1, 1) if config.guidance == "other" else output.cross_maps
     if len(output.encoder_maps):
         aggregated = aggregate_encoder(output.encoder_maps, config.encoder, output.mask)
-        rows = kl_rows(aggregated, encoder_guidance(output.cross_maps, output.mask), config.kl)
+        guidance = guided_by(config, encoder_guidance(cross, output.mask))
+        rows = kl_rows(aggregated, guidance, config.kl)
         valid = (~output.mask).to(rows.dtype)
         terms["feedback_encoder"] = (rows * valid).sum() / valid.sum()
     if len(output.decoder_maps):
-        maps, guidance = decoder_pairs(output.decoder_maps, output.cross_maps, config.decoder)
-        by_layer = kl_rows(maps, guidance, config.kl).mean((1, 2))
+        maps, guidance = decoder_pairs(output.decoder_maps, cross, config.decoder)
+        by_layer = kl_rows(maps, guided_by(config, guidance), config.kl).mean((1, 2))
         terms["feedback_decoder"] = by_layer.mean() if config.layers == "mean" else by_layer.sum()
     return terms

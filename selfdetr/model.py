@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .attention import attend_read_late
 from .transformer import Decoder, Encoder, logit, sine_embedding, step_positions
 
 # %% ../nbs/05_model.ipynb #0be79b48
@@ -33,11 +34,18 @@ class ModelConfig:
     dropout: float = 0.1
     norm_groups: int = 32  # of the group norm behind the input projection
     decoder_self_attention: bool = True
+    encoder_attention: str = "absolute"  # or "relative": with relative position representations (Table 5)
+    maps: str = "before"  # maps are read "before" the dropout of attention, or "after" it as in the reference
 
     def __post_init__(self):
         for name in ("channels", "classes", "dim", "heads", "hidden", "decoder_layers", "queries", "norm_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ModelConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        for name, allowed in {"encoder_attention": ("absolute", "relative"), "maps": ("before", "after")}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"ModelConfig.{name} is {getattr(self, name)!r}; choose one of {allowed}")
+        if self.maps == "after" and self.encoder_attention == "relative":
+            raise ValueError("ModelConfig: relative attention reads its maps before dropout only")
         if self.encoder_layers < 0 or not 0 <= self.dropout < 1:
             raise ValueError("ModelConfig: encoder_layers must be >= 0 and dropout in [0, 1)")
         for name in ("heads", "norm_groups", "2"):
@@ -77,11 +85,16 @@ class SelfDETR(nn.Module):
         super().__init__()
         self.config = c = config or ModelConfig()
         self.input_projection = InputProjection(c.channels, c.dim, c.norm_groups)
-        self.encoder = Encoder(c.encoder_layers, c.dim, c.heads, c.hidden, c.dropout)
+        self.encoder = Encoder(
+            c.encoder_layers, c.dim, c.heads, c.hidden, c.dropout, relative=c.encoder_attention == "relative"
+        )
         self.decoder = Decoder(c.decoder_layers, c.dim, c.heads, c.hidden, c.dropout, c.decoder_self_attention)
         self.class_head = nn.Linear(c.dim, c.classes)
         self.anchors = nn.Parameter(torch.randn(c.queries, 2))  # logits of (centre, width)
         self.reset_transformer()
+        for module in self.modules() if c.maps == "after" else ():
+            if hasattr(module, "attend"):
+                module.attend = attend_read_late  # type: ignore[assignment]
 
     def reset_transformer(self):
         "Xavier matrices; zero last layer of the segment head; class probabilities of 0.01."

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attention import Dropout, SelfAttention, attend, split_heads
+from .attention import Dropout, RelativeSelfAttention, SelfAttention, attend, split_heads
 
 # %% ../nbs/04_transformer.ipynb #6b3bc441
 def sine_embedding(
@@ -70,9 +70,9 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     "Self-attention over the steps of a window, then a feed-forward network; post-norm."
 
-    def __init__(self, dim: int, heads: int, hidden: int, dropout: float):
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, relative: bool = False):
         super().__init__()
-        self.self_attention = SelfAttention(dim, heads, dropout)
+        self.self_attention = (RelativeSelfAttention if relative else SelfAttention)(dim, heads, dropout)
         self.norm, self.dropout = nn.LayerNorm(dim), Dropout(dropout)
         self.feed_forward = FeedForward(dim, hidden, dropout)
 
@@ -93,9 +93,9 @@ def stack_maps(
 class Encoder(nn.Module):
     "Encoder layers with content-scaled positions; returns the memory and one map a layer."
 
-    def __init__(self, layers: int, dim: int, heads: int, hidden: int, dropout: float):
+    def __init__(self, layers: int, dim: int, heads: int, hidden: int, dropout: float, relative: bool = False):
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout, relative) for _ in range(layers))
         self.position_scale = MLP(dim, dim, dim) if layers else nn.Identity()
 
     def forward(
