@@ -12,12 +12,14 @@ WORKERS ?= 2
 DEVICE ?= auto
 DATA_ROOT ?=
 OUT_DIR ?= results
+CLUSTER ?=
+STUDY ?= table1 table3 table4 table5 table6 tableA1 tableA2 tableA3 sensitivity figures
 
 # Parallelism comes from worker processes, so each of them keeps to one thread.
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: help reproduce test export readme check clean
+.PHONY: help reproduce study test export readme check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,7 +27,7 @@ help:  ## list the targets
 	@echo
 	@echo "make reproduce takes, with these values now:"
 	@echo "  TABLE=$(TABLE) DATASET=$(DATASET) PROFILE=$(PROFILE) SEEDS=$(SEEDS) WORKERS=$(WORKERS)" \
-	      "DEVICE=$(DEVICE) DATA_ROOT=$(DATA_ROOT) OUT_DIR=$(OUT_DIR)"
+	      "DEVICE=$(DEVICE) DATA_ROOT=$(DATA_ROOT) OUT_DIR=$(OUT_DIR) CLUSTER=$(CLUSTER)"
 
 .venv/.ok: pyproject.toml
 	@echo "Setting up .venv (once; a few minutes)"
@@ -43,12 +45,19 @@ reproduce: .venv/.ok  ## train the rows of a table of the paper and write the ta
 	mkdir -p runs; tmp=$$(mktemp -d runs/.$(TABLE).XXXXXX); trap 'rm -rf "$$tmp"' EXIT; \
 	$(BIN)/papermill nbs/reproduce_$(TABLE).ipynb "$$tmp/$(TABLE).ipynb" --progress-bar --stderr-file >(cat >&2) \
 	  -r dataset "$(DATASET)" -r profile "$(PROFILE)" -r data_root "$(DATA_ROOT)" -p seeds "$(SEEDS)" \
-	  -r device "$(DEVICE)" -p workers "$(WORKERS)" -r out_dir "$(OUT_DIR)"; \
+	  -r device "$(DEVICE)" -p workers "$(WORKERS)" -r out_dir "$(OUT_DIR)" \
+	  -r cluster "$(CLUSTER)"; \
 	$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True \
 	  "$$tmp/$(TABLE).ipynb"; \
 	$(BIN)/nbdev_clean --fname "$$tmp/$(TABLE).ipynb"; \
 	mkdir -p "$$out"; mv "$$tmp/$(TABLE).ipynb" "$$out/$(TABLE).ipynb"; \
-	echo; cat "$$out/$(TABLE).md"; echo; ls "$$out"/*.png "$$out/$(TABLE).ipynb"
+	echo; cat "$$out/$(TABLE).md" 2>/dev/null || true; echo; ls "$$out"/*.png "$$out/$(TABLE).ipynb"
+
+# Runs are shared: what a table needs and another has computed is found in the cache, so a second call computes nothing.
+study: SEEDS = 5
+study: .venv/.ok  ## all tables and figures of the paper, and results/claims.md
+	@set -e; for table in $(STUDY); do $(MAKE) --no-print-directory reproduce TABLE=$$table SEEDS=$(SEEDS); done
+	@$(BIN)/python -c 'from selfdetr.study import write_claims; print(write_claims("$(OUT_DIR)").read_text())'
 
 test: .venv/.ok  ## run every notebook as a test, then pytest
 	$(BIN)/nbdev_test --n_workers 2

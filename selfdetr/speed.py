@@ -56,7 +56,7 @@ class FusedAttention(Function):
         flat = [x.reshape(batch * heads, x.shape[2], -1) for x in (q * channels**-0.5, k, v)]
         scores = torch.bmm(flat[0], flat[1].mT).view(batch, heads, queries, -1)
         if mask is not None:
-            scores.masked_fill_(mask[:, None, None], torch.finfo(scores.dtype).min)
+            scores.masked_fill_(mask, torch.finfo(scores.dtype).min)
         probabilities = scores.softmax(-1)
         kept = keep(scores.shape, dropout) if dropout else None
         dropped = probabilities if kept is None else probabilities * kept
@@ -137,7 +137,7 @@ def accelerate(model: SelfDETR, device: torch.device, precision: str = "32-true"
     if device.type == "cpu" and precision == "32-true":
         keep_memory()
         fuse(model)
-    elif device.type == "cuda" and find_spec("triton"):
+    elif device.type == "cuda" and find_spec("triton") and not model.config.denoising:
         model.compile(mode="reduce-overhead")
 
 

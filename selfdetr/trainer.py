@@ -24,6 +24,7 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from .data import Windows
+from .denoising import DenoisingCriterion
 from .feedback import FeedbackConfig, feedback_loss
 from .losses import SetCriterion
 from .model import SelfDETR
@@ -162,7 +163,7 @@ def to_host(x: torch.Tensor) -> torch.Tensor:
 
 def train_step(
     fabric: Fabric,
-    model: torch.nn.Module,
+    model,  # SelfDETR or DINO, as Fabric wraps it
     optimizer: torch.optim.Optimizer,
     criterion: SetCriterion,
     feedback: FeedbackConfig,
@@ -175,7 +176,8 @@ def train_step(
         torch.compiler.cudagraph_mark_step_begin()
     group = optimizer.param_groups[0]
     optimizer.zero_grad(set_to_none=not group["vector"])
-    output = model(batch.features, batch.mask)
+    more = {"targets": batch.targets} if model.config.denoising else {}
+    output = model(batch.features, batch.mask, **more)
     terms = criterion(output, batch.targets) | feedback_loss(output, feedback)
     total = criterion.total(terms)
     fabric.backward(total)
@@ -272,10 +274,13 @@ def train(
 ) -> pd.DataFrame:  # the history, one row an epoch
     """Train a model; the same seed gives the same history, whole or resumed (bit for bit on one CPU thread).
 
-    Raises FloatingPointError naming epoch, step and batch when a loss is not finite, ValueError without windows.
+    Raises FloatingPointError naming epoch, step and batch when a loss is not finite, ValueError without windows or
+    when the criterion would ignore what a DINO puts out for training.
     """
     if not len(windows):
         raise ValueError("there are no training windows; are the instances longer than a window, or the subset empty?")
+    if model.config.denoising and not isinstance(criterion, DenoisingCriterion):
+        raise ValueError("this model is a DINO: its criterion must be a DenoisingCriterion, see make_criterion")
     fabric, wrapped, wrapped_optimizer = prepare(model, config, device, fast)
     try:
         if min(config.batch, len(windows)) < fabric.world_size:

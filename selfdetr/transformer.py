@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attention import Dropout, RelativeSelfAttention, SelfAttention, attend, split_heads
+from .attention import Dropout, RelativeSelfAttention, SelfAttention, attend, hide_keys, split_heads
 
 # %% ../nbs/04_transformer.ipynb #6b3bc441
 def sine_embedding(
@@ -131,12 +131,14 @@ class QueryAttention(nn.Module):
         position: Tensor,  # (batch or 1, queries, dim) embedded anchors
         maps: bool = True,  # False: the map is empty
         batch: int = 1,  # windows, where content and position are given once for all of them
+        query_mask: Tensor | None = None,  # (batch or 1, queries, queries) bool, True = the row must not see the column
     ) -> tuple[Tensor, Tensor]:  # output (batch, queries, dim), map (batch, queries, queries)
         q = split_heads(self.q_content(x) + self.q_position(position), self.heads)
         k = split_heads(self.k_content(x) + self.k_position(position), self.heads)
         v = split_heads(self.value(x), self.heads)
         q, k, v = (y.expand(max(batch, len(y)), -1, -1, -1) for y in (q, k, v))
-        output, attention_map = self.attend(q, k, v, None, self.dropout if self.training else 0.0, maps)
+        mask = None if query_mask is None else query_mask[:, None]
+        output, attention_map = self.attend(q, k, v, mask, self.dropout if self.training else 0.0, maps)
         return self.out_proj(output), attention_map
 
 # %% ../nbs/04_transformer.ipynb #b6717b4d
@@ -173,7 +175,7 @@ class CrossAttention(nn.Module):
         )
         dropout = self.dropout if self.training else 0.0
         v = split_heads(self.value(memory), self.heads)
-        output, attention_map = self.attend(q, k, v, mask, dropout, maps)
+        output, attention_map = self.attend(q, k, v, hide_keys(mask), dropout, maps)
         return self.out_proj(output), attention_map
 
 # %% ../nbs/04_transformer.ipynb #1e77ed4f
@@ -188,10 +190,12 @@ class DecoderLayer(nn.Module):
         self.norm2, self.dropout = nn.LayerNorm(dim), Dropout(dropout)
         self.feed_forward = FeedForward(dim, hidden, dropout)
 
-    def forward(self, x, anchor, sine, memory, position, mask, maps) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward(
+        self, x, anchor, sine, memory, position, mask, maps, query_mask=None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         self_map = None
         if self.self_attention is not None:
-            update, self_map = self.self_attention(x, anchor, maps, len(memory))
+            update, self_map = self.self_attention(x, anchor, maps, len(memory), query_mask)
             x = self.norm1(x + self.dropout(update))
         update, cross_map = self.cross_attention(x, anchor, sine, memory, position, mask, maps)
         return self.feed_forward(self.norm2(x + self.dropout(update))), self_map, cross_map
@@ -201,7 +205,8 @@ class DecoderOutput(NamedTuple):
     "What a decoder returns; `layers` is the first axis everywhere."
 
     content: Tensor  # (layers, batch, queries, dim) normalised output of each layer
-    anchors: Tensor  # (layers, batch, queries, 2) the anchors each layer started from, (centre, width) in [0, 1]
+    anchors: Tensor  # (layers, batch, queries, 2) the anchors each layer started from, (centre, width) in [0, 1];
+    # with a gradient, to the correction that made them, only where the decoder looks forward twice
     self_maps: Tensor  # (layers or 0, batch, queries, queries)
     cross_maps: Tensor  # (layers or 0, batch, queries, steps)
 
@@ -209,8 +214,18 @@ class DecoderOutput(NamedTuple):
 class Decoder(nn.Module):
     "Dynamic-anchor decoder (DAB-DETR in one dimension) with iterative refinement."
 
-    def __init__(self, layers: int, dim: int, heads: int, hidden: int, dropout: float, self_attention: bool = True):
+    def __init__(
+        self,
+        layers: int,
+        dim: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        self_attention: bool = True,
+        look_forward_twice: bool = False,  # the loss of a layer reaches the correction before it (DINO)
+    ):
         super().__init__()
+        self.look_forward_twice = look_forward_twice
         self.layers = nn.ModuleList(
             DecoderLayer(dim, heads, hidden, dropout, first=i == 0, self_attention=self_attention)
             for i in range(layers)
@@ -238,20 +253,23 @@ class Decoder(nn.Module):
         position: Tensor,  # (batch or 1, steps, dim)
         mask: Tensor | None = None,  # (batch, steps) bool, True = padding
         maps: bool = True,  # False: no map is computed, and those returned have no layers
+        query_mask: Tensor | None = None,  # (batch or 1, queries, queries) bool, True = the row must not see the column
     ) -> DecoderOutput:
         contents, anchors, self_maps, cross_maps = [], [], [], []
-        dim = content.shape[-1]
+        dim, start = content.shape[-1], anchor
         for i, layer in enumerate(self.layers):
             sine = sine_embedding(anchor, dim)
             embedded = self.anchor_embedding(sine.flatten(-2))
             modulated = self.centre_sine(sine[..., 0, :], content, anchor[..., 1:], first=i == 0)
-            content, self_map, cross_map = layer(content, embedded, modulated, memory, position, mask, maps)
+            what = (content, embedded, modulated, memory, position, mask, maps, query_mask)
+            content, self_map, cross_map = layer(*what)
             contents.append(self.norm(content))
-            anchors.append(anchor.expand(len(memory), -1, -1))
+            anchors.append(start.expand(len(memory), -1, -1))
             cross_maps += [cross_map] if maps else []
             self_maps += [self_map] if maps and self_map is not None else []
             if i + 1 < len(self.layers):
-                with torch.no_grad():
-                    anchor = self.refine(content, anchor)
+                with torch.set_grad_enabled(self.look_forward_twice and torch.is_grad_enabled()):
+                    start = self.refine(content, anchor)
+                anchor = start.detach()
         among_queries, to_steps = stack_maps(self_maps, content, content), stack_maps(cross_maps, content, memory)
         return DecoderOutput(torch.stack(contents), torch.stack(anchors), among_queries, to_steps)

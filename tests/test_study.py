@@ -393,7 +393,7 @@ def test_a_failing_run_leaves_no_folder_and_the_others_stay(tiny_folder, tmp_pat
         patch.setattr(study, "compute", fails_for_seed_1)
         with pytest.raises(RuntimeError, match="1 of 4 runs failed") as caught:
             make_table(ROWS, 2, tiny_folder, tmp_path)
-    assert "seed 1" in str(caught.value) and "no space left on device" in str(caught.value)
+    assert '"seed": 1' in str(caught.value) and "no space left on device" in str(caught.value)
     kept = study.runs(tmp_path)
     assert len(kept) == 3 and "problem" not in kept and set(kept.run) == set(shown(tmp_path))
     computed = []
@@ -500,3 +500,60 @@ def test_a_crash_while_saving_leaves_the_old_table_whole(tiny_folder, tmp_path, 
         new.save(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name in before} == before
     assert not [p for p in tmp_path.iterdir() if p.name not in before and not p.name.startswith(".")]
+
+
+# ---- claims
+
+
+def test_claims_about_layers_margins_and_one_row():
+    "Diversities of two rows and two layers, three seeds, written down by hand."
+    def run(average, first, last):
+        layers = [{"part": "decoder", "layer": i, "diversity": d} for i, d in ((1, first), (2, last))]
+        return Run(Path("unused"), RunSpec(), {"average": average, "diversity": layers}, pd.DataFrame())
+
+    runs = {
+        "a": [run(50.0, 3.0, 1.0), run(51.0, 3.2, 1.1), run(52.0, 2.9, 1.0)],
+        "b": [run(50.5, 3.0, 2.0), run(51.4, 3.2, 2.2), run(52.6, 2.9, 2.1)],
+    }
+    falls = {"text": "falls", "better": "a", "worse": "a", "of": "decoder 1", "than": "decoder"}
+    assert study.judge(falls, runs)["verdict"] == "reproduced"  # +2.0, +2.1, +1.9
+    raises = {"text": "raises", "better": "b", "worse": "a", "of": "decoder 2"}
+    assert "+1.07 d(A)" in study.judge(raises, runs)["evidence"]
+    same = {"text": "no gain", "better": "b", "worse": "a"}  # +0.5, +0.4, +0.6: clearly higher, by less than 1
+    assert study.judge(same, runs)["verdict"] == "reproduced"
+    assert study.judge(same | {"margin": 1.0}, runs)["verdict"] == "reproduced"
+    assert study.judge(same | {"margin": 0.1}, runs)["verdict"] == "not reproduced"
+    assert study.judge(same | {"margin": 0.5}, runs)["verdict"] == "inconclusive"
+
+
+def test_all_claims_of_all_data_sets_are_on_the_page(tiny_folder, tmp_path):
+    better, worse = (fake_table(a, tiny_folder) for a in ([[1, 2], [3, 4.1]], [[3, 4.1], [1, 2]]))
+    worse.content |= {"dataset": "other", "source": "of another version"}
+    for table in (better, worse):
+        table.save(tmp_path / f"{table.content['dataset']}-smoke")
+    page = study.write_claims(tmp_path).read_text()
+    assert "1 reproduced" in page and "1 not reproduced" in page
+    assert "| better | tiny, smoke |" in page and "| better | other, smoke |" in page
+    assert "changed since other-smoke was computed" in page
+    (tmp_path / "tiny-smoke" / "table9.json").write_text('{"table": ')
+    before = (tmp_path / "claims.md").read_bytes()
+    with pytest.raises(ValueError, match=r"table9\.json: not a table .* run its notebook again"):
+        study.write_claims(tmp_path)
+    assert (tmp_path / "claims.md").read_bytes() == before
+
+
+# ---- a cluster
+
+
+def test_jobs_of_a_cluster_give_the_table_of_the_workers(tiny_folder, tmp_path):
+    "With submitit's local executor, which starts one process a job as Slurm would."
+    pytest.importorskip("submitit")
+    rows = [ROWS[0], {**ROWS[1], "overrides": SMALL | {"train.lr": 1e12}}]
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed") as caught:
+        make_table(rows, 1, tiny_folder, tmp_path / "jobs", cluster="local")
+    assert "training stopped in epoch" in str(caught.value)
+    sent = make_table(ROWS[:1], 1, tiny_folder, tmp_path / "jobs", cluster="local")
+    here = make_table(ROWS[:1], 1, tiny_folder, tmp_path / "workers")
+    assert sent.content == here.content
+    with pytest.raises(ValueError, match="choose 'slurm', 'local'"):
+        make_table(ROWS[:1], 1, tiny_folder, tmp_path / "none", cluster="cloud")
