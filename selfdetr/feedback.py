@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EPS', 'root_rows', 'stacked', 'decoder_guidance', 'encoder_guidance', 'aggregate_encoder', 'decoder_pairs', 'kl_rows',
-           'FeedbackConfig', 'guided_by', 'diversity_loss', 'feedback_loss']
+           'FeedbackConfig', 'guided_by', 'feedback_loss']
 
 # %% ../nbs/08_feedback.ipynb #e35d38fd
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .diversity import diversity
 from .model import Output
 
 # %% ../nbs/08_feedback.ipynb #e2dc5dde
@@ -128,19 +127,6 @@ def guided_by(config: FeedbackConfig, guidance: Tensor) -> Tensor:  # of the sam
     return torch.eye(guidance.shape[-1], device=guidance.device) if config.guidance == "identity" else guidance
 
 
-def diversity_loss(output: Output) -> dict[str, Tensor]:  # scalars, not positive
-    "Minus the mean diversity (Eq. 10) of the self-attention maps, of their valid part."
-    padded, terms = bool(output.mask.any()), {}
-    for name, maps in (("feedback_encoder", output.encoder_maps), ("feedback_decoder", output.decoder_maps)):
-        if len(maps) and padded and name == "feedback_encoder":
-            valid = (~output.mask).sum(1).tolist()
-            found = torch.stack([diversity(maps[:, i, :n, :n]) for i, n in enumerate(valid)], 1)
-            terms[name] = -found.mean()
-        elif len(maps):
-            terms[name] = -diversity(maps).mean()
-    return terms
-
-
 def feedback_loss(
     output: Output,  # or anything with encoder_maps, decoder_maps, cross_maps and mask
     config: FeedbackConfig = FeedbackConfig(),
@@ -150,7 +136,7 @@ def feedback_loss(
     The gradient reaches the self-attention maps and never the cross-attention the guidance is made from.
     """
     if config.guidance == "diversity":
-        return diversity_loss(output)
+        raise ValueError("guidance 'diversity' is not a guidance but a loss: call selfdetr.diversity.diversity_loss")
     terms = {}
     cross = output.cross_maps.roll(1, 1) if config.guidance == "other" else output.cross_maps
     if len(output.encoder_maps):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'SMALL', 'PROFILES', 'DATASETS', 'PARAMETERS', 'MODULES', 'RunSpec', 'as_type_of', 'override', 'settings',
            'open_dataset', 'make_spec', 'check_parameters', 'tree_text', 'source_hash', 'run_hash', 'Run', 'read_run',
-           'measure', 'compute', 'work_folder', 'run', 'watch_epochs', 'attempt', 'run_all', 'runs', 'interval',
-           'verdict', 'Table', 'with_interval', 'show_row', 'markdown_table', 'markdown', 'claimed_value', 'judge',
-           'row_content', 'table']
+           'measure', 'compute', 'work_folder', 'run', 'watch_epochs', 'attempt', 'submit', 'run_all', 'runs',
+           'interval', 'verdict', 'Table', 'with_interval', 'show_row', 'markdown_table', 'markdown', 'claimed_value',
+           'judge', 'row_content', 'table', 'read_table', 'write_claims']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
 import ast
@@ -36,12 +36,13 @@ from tqdm import tqdm
 
 import selfdetr
 from .data import DataError, Dataset, find_data, load_dataset, test_windows, training_windows
+from .denoising import make_criterion
 from .diversity import collapse_report
 from .evaluation import evaluate
 from .feedback import FeedbackConfig
 from .inference import InferenceConfig, detect_dataset, write_results
-from .losses import LossConfig, SetCriterion
-from .model import ModelConfig, SelfDETR, load_model, save_model
+from .losses import LossConfig
+from .model import ModelConfig, SelfDETR, load_model, make_model, save_model
 from .plots import plot_table, save
 from .simulate import SimulatorConfig, make_dataset
 from .trainer import TrainConfig, train
@@ -187,6 +188,7 @@ PARAMETERS: dict[str, type] = {
     "device": str,
     "workers": int,
     "out_dir": str,
+    "cluster": str,
 }
 
 
@@ -209,7 +211,8 @@ def check_parameters(
 
 # %% ../nbs/16_study.ipynb #c2cd80e8
 MODULES = (
-    "segments data attention transformer model matcher losses feedback diversity speed trainer inference evaluation"
+    "segments data attention transformer model matcher losses feedback diversity denoising speed trainer inference "
+    "evaluation"
 ).split()
 
 
@@ -302,9 +305,9 @@ def measure(model: SelfDETR, data: Dataset, spec: RunSpec, folder: Path) -> dict
 def compute(spec: RunSpec, data: Dataset, folder: Path, device: str, progress: bool) -> None:
     "Train and measure one run into `folder`; continues from the state found there."
     torch.manual_seed(spec.seed)
-    model = SelfDETR(spec.model)
+    model = make_model(spec.model)
     windows = training_windows(data, spec.train.window, spec.train.overlap, spec.train.keep)
-    criterion = SetCriterion(spec.loss)
+    criterion = make_criterion(spec.loss, model)
 
     def report(epochs: int) -> None:
         (folder / "epochs").write_text(str(epochs))
@@ -395,6 +398,29 @@ def attempt(spec: RunSpec, where: tuple[str, str, str], runs_root: str, device: 
     return None
 
 
+def submit(jobs: Sequence[tuple], cluster: str, folder: Path, workers: int, device: str) -> list[str | None]:
+    "What `attempt` returns for each tuple of its arguments, computed by the jobs of a cluster."
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError(f"cluster {cluster!r} needs submitit: pip install 'selfdetr[slurm]'") from None
+    if cluster not in ("slurm", "local"):
+        raise ValueError(f"cluster {cluster!r}; choose 'slurm', 'local' or '' (worker processes)")
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    gpus = 0 if device == "cpu" else 1
+    limits = {"slurm_array_parallelism": workers} if cluster == "slurm" else {}
+    executor.update_parameters(timeout_min=24 * 60, gpus_per_node=gpus, name="selfdetr", **limits)
+    with executor.batch():
+        sent = [executor.submit(attempt, *job) for job in jobs]
+    found: list[str | None] = []
+    for job in sent:
+        try:
+            found.append(job.result())
+        except Exception as error:  # the job itself was lost: out of memory, out of time
+            found.append(f"job {job.job_id}: {error}\nlog: {job.paths.stderr}")
+    return found
+
+
 def run_all(
     specs: Sequence[RunSpec],
     data: Dataset,  # that all of them use
@@ -403,6 +429,7 @@ def run_all(
     device: str = "auto",
     workers: int = 2,
     progress: bool = True,
+    cluster: str = "",  # "slurm" or "local": jobs of submitit instead of worker processes
 ) -> list[Run]:
     """Compute many runs side by side and return them in order; those in the cache are not computed again.
 
@@ -413,13 +440,16 @@ def run_all(
     left = {n: s for n, s in zip(names, specs) if not (Path(runs_root) / n).exists()}
     folders = [work_folder(n, runs_root) for n in left]
     threads = 1 if workers > 1 else None
-    jobs = [delayed(attempt)(s, where, str(runs_root), device, threads) for s in left.values()]
+    jobs = [(s, where, str(runs_root), device, threads) for s in left.values()]
     with watch_epochs(folders, [s.train.epochs for s in left.values()], progress and bool(left)) as bar:
         bar.set_description(f"{len(left)} runs, {len(set(names)) - len(left)} found")
-        errors = Parallel(n_jobs=workers)(jobs) if left else []
+        if cluster and left:
+            errors = submit(jobs, cluster, Path(runs_root) / ".jobs", workers, device)
+        else:
+            errors = Parallel(n_jobs=workers)(delayed(attempt)(*job) for job in jobs)
     failed = {n: e for n, e in zip(left, errors) if e}
     if failed:
-        logs = [f"run {n}, seed {left[n].seed}, state in {work_folder(n, runs_root)}:\n{e}" for n, e in failed.items()]
+        logs = [f"run {n}, state in {work_folder(n, runs_root)}:\n{left[n].to_json()}\n{e}" for n, e in failed.items()]
         raise RuntimeError(f"{len(failed)} of {len(specs)} runs failed; the others are kept.\n" + "\n\n".join(logs))
     return [read_run(Path(runs_root) / n) for n in names]
 
@@ -462,12 +492,14 @@ def interval(
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def verdict(difference: Mapping[str, float | None], sign: int = 1) -> str:
-    "The verdict on \"this difference is positive\" (sign 1) or \"is negative\" (sign -1)."
+def verdict(difference: Mapping[str, float | None], margin: float | None = None) -> str:
+    "The verdict on \"the difference is positive\", or, with a margin, on \"the difference is no more than the margin\"."
     low, high = difference["low"], difference["high"]
-    if low is None or high is None or low <= 0 <= high:
+    if low is None or high is None:
         return "inconclusive"
-    return "reproduced" if (low > 0) == (sign > 0) else "not reproduced"
+    if margin is not None:
+        return "reproduced" if high <= margin else "not reproduced" if low > margin else "inconclusive"
+    return "inconclusive" if low <= 0 <= high else "reproduced" if low > 0 else "not reproduced"
 
 # %% ../nbs/16_study.ipynb #88d0db80
 @dataclass
@@ -550,23 +582,32 @@ def markdown(table: Table) -> str:
 
 # %% ../nbs/16_study.ipynb #8464c79f
 def claimed_value(run: Run, of: str) -> float:
-    "What a claim is about: \"average\" mAP, or the diversity of the last \"encoder\" or \"decoder\" layer (Eq. 10)."
+    "What a claim is about: \"average\" mAP, or diversity (Eq. 10): of \"encoder 1\", or of \"decoder\", its last layer."
     if of == "average":
         return run.metrics["average"]
-    return [row["diversity"] for row in run.metrics["diversity"] if row["part"] == of][-1]
+    part, _, layer = of.partition(" ")
+    layers = [row["diversity"] for row in run.metrics["diversity"] if row["part"] == part]
+    return layers[int(layer) - 1 if layer else -1]
 
 
 def judge(claim: Mapping[str, Any], by_row: Mapping[str, Sequence[Run]]) -> dict[str, str]:
-    "The verdict on a claim {text, better, worse, of}: the row `better` has a higher value than the row `worse`."
+    """The verdict on a claim {text, better, worse, of, than, margin}: `better` has a higher value than `worse`.
+
+    `of` is the value, `than` that of the worse side where it is another; `margin` makes the claim "no more than that
+    higher".
+    """
     of = claim.get("of", "average")
-    better, worse = ([claimed_value(r, of) for r in by_row[claim[side]]] for side in ("better", "worse"))
-    difference = interval(np.subtract(better, worse).tolist())
+    better = [claimed_value(r, of) for r in by_row[claim["better"]]]
+    worse = [claimed_value(r, claim.get("than", of)) for r in by_row[claim["worse"]]]
+    difference, margin = interval(np.subtract(better, worse).tolist()), claim.get("margin")
     mean, low, high = difference["mean"], difference["low"], difference["high"]
     unit, digits = ("mAP", 1) if of == "average" else ("d(A)", 2)
     evidence = f"{mean:+.{digits}f} {unit}"
     if low is not None:
         evidence += f", 95 % interval [{low:+.{digits}f}, {high:+.{digits}f}], {len(better)} seeds"
-    return {"text": claim["text"], "verdict": verdict(difference), "evidence": evidence}
+    if margin is not None:
+        evidence += f"; margin {margin:g}"
+    return {"text": claim["text"], "verdict": verdict(difference, margin), "evidence": evidence}
 
 # %% ../nbs/16_study.ipynb #ce59a9ce
 def row_content(row: Mapping[str, Any], done: Sequence[Run], base: Sequence[float] | None) -> dict[str, Any]:
@@ -596,6 +637,7 @@ def table(
     device: str = "auto",
     workers: int = 2,
     progress: bool = True,
+    cluster: str = "",
 ) -> Table:
     "Run every row with every seed (or find the runs) and compare the rows seed by seed."
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -609,7 +651,7 @@ def table(
     data = open_dataset(dataset, profile, data_root)
     specs = [make_spec(dataset, profile, data, seed, row["overrides"]) for seed in seeds for row in rows]
     where = (dataset, profile, str(data_root))
-    done = run_all(specs, data, where, runs_root, device, workers, progress)
+    done = run_all(specs, data, where, runs_root, device, workers, progress, cluster)
     by_row = {row["name"]: done[i :: len(rows)] for i, row in enumerate(rows)}
     average = {n: [r.metrics["average"] for r in rs] for n, rs in by_row.items()}
     base = average[rows[0]["name"]]
@@ -627,3 +669,45 @@ def table(
         "test_instances": done[0].metrics["test_instances"],
     }
     return Table(content, by_row)
+
+# %% ../nbs/16_study.ipynb #9b20c17e
+def read_table(path: str | Path) -> dict[str, Any]:
+    "The JSON form of a saved table; a ValueError names a file that is none, or of another version."
+    path, needed = Path(path), {"table", "title", "dataset", "profile", "seeds", "rows", "claims", "source"}
+    try:
+        content = json.loads(path.read_text())
+        missing = needed - set(content)
+    except (OSError, json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path}: not a table ({error}); run its notebook again") from None
+    if missing:
+        lacking = ", ".join(sorted(missing))
+        raise ValueError(f"{path}: lacks {lacking}; written by another version, run its notebook again")
+    return content
+
+
+def write_claims(results: str | Path = "results") -> Path:
+    "Write `claims.md` into the results' folder: every claim of every table found there, with evidence and verdict."
+    results, source = Path(results), source_hash()
+    paths = sorted(results.glob("*/table*.json")) + sorted(results.glob("*/sensitivity.json"))
+    tables = [read_table(path) for path in paths]
+    text = ["# What holds\n"]
+    text.append("Every claim by data set: the effect, paired by seed, with its 95 % interval, and what that says.\n")
+    counts = pd.Series([c["verdict"] for t in tables for c in t["claims"]], dtype=str).value_counts()
+    text.append(", ".join(f"{n} {v}" for v, n in counts.items()) + ".\n")
+    for name in sorted({t["table"] for t in tables}):
+        mine = [t for t in tables if t["table"] == name]
+        text.append(f"## {mine[0]['title']}\n")
+        rows = []
+        for t in mine:
+            data = f"{t['dataset']}{' (simulated)' if t['dataset'] == 'simulated' else ''}, {t['profile']}"
+            rows += [{"claim": c["text"], "data": data} | {k: c[k] for k in ("evidence", "verdict")} for c in t["claims"]]
+        order = {c["text"]: i for i, c in enumerate(mine[0]["claims"])}
+        rows.sort(key=lambda row: order.get(row["claim"], len(order)))
+        text.append(markdown_table(pd.DataFrame(rows).set_index("claim")))
+        old = sorted({f"{t['dataset']}-{t['profile']}" for t in mine if t["source"] != source})
+        if old:
+            text.append(f"The code has changed since {', '.join(old)} was computed.\n")
+    part = results / ".claims.md.part"
+    part.write_text("\n".join(text))
+    os.replace(part, results / "claims.md")
+    return results / "claims.md"

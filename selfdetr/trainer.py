@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from .data import Windows
 from .denoising import DenoisingCriterion
+from .diversity import diversity_loss
 from .feedback import FeedbackConfig, feedback_loss
 from .losses import SetCriterion
 from .model import SelfDETR
@@ -178,7 +179,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=not group["vector"])
     more = {"targets": batch.targets} if model.config.denoising else {}
     output = model(batch.features, batch.mask, **more)
-    terms = criterion(output, batch.targets) | feedback_loss(output, feedback)
+    guided = feedback.guidance != "diversity"
+    terms = criterion(output, batch.targets) | (feedback_loss(output, feedback) if guided else diversity_loss(output))
     total = criterion.total(terms)
     fabric.backward(total)
     terms |= {"total": total, "gradient": torch.nn.utils.clip_grad_norm_(group["params"], clip)}
