@@ -493,7 +493,7 @@ def interval(
 
 
 def verdict(difference: Mapping[str, float | None], margin: float | None = None) -> str:
-    "The verdict on \"the difference is positive\", or, with a margin, on \"the difference is no more than the margin\"."
+    "The verdict on \"the difference is positive\" or, with a margin, on \"it is no more than the margin\"."
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         return "inconclusive"
@@ -582,7 +582,7 @@ def markdown(table: Table) -> str:
 
 # %% ../nbs/16_study.ipynb #8464c79f
 def claimed_value(run: Run, of: str) -> float:
-    "What a claim is about: \"average\" mAP, or diversity (Eq. 10): of \"encoder 1\", or of \"decoder\", its last layer."
+    "A claim's value: \"average\" mAP, or the diversity (Eq. 10) of \"encoder 1\" or of \"decoder\", its last layer."
     if of == "average":
         return run.metrics["average"]
     part, _, layer = of.partition(" ")
@@ -700,7 +700,8 @@ def write_claims(results: str | Path = "results") -> Path:
         rows = []
         for t in mine:
             data = f"{t['dataset']}{' (simulated)' if t['dataset'] == 'simulated' else ''}, {t['profile']}"
-            rows += [{"claim": c["text"], "data": data} | {k: c[k] for k in ("evidence", "verdict")} for c in t["claims"]]
+            shown = [{k: c[k] for k in ("evidence", "verdict")} for c in t["claims"]]
+            rows += [{"claim": c["text"], "data": data} | rest for c, rest in zip(t["claims"], shown)]
         order = {c["text"]: i for i, c in enumerate(mine[0]["claims"])}
         rows.sort(key=lambda row: order.get(row["claim"], len(order)))
         text.append(markdown_table(pd.DataFrame(rows).set_index("claim")))

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 STUDIES = [path for path in NOTEBOOKS if path.name.startswith("reproduce_")]
 PARAMETERS = {"dataset": "str", "profile": "str", "data_root": "str", "seeds": "int", "device": "str", "workers": "int",
-              "out_dir": "str"}
+              "out_dir": "str", "cluster": "str"}
 MACHINE_PATH = re.compile(
     r"(?<![\w.~-])(?:/(?:home|Users|root|work|workspace|mnt|opt|tmp|private)/[\w.-]+|[A-Z]:\\+Users)"
 )
@@ -147,7 +147,9 @@ def test_a_notebook_imports_only_what_was_read_before(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "selfdetr").glob("*.py")), ids=name)
 def test_the_package_needs_only_its_run_time_dependencies(path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    installed = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in project["dependencies"]}
+    extras = [one for name, those in project["optional-dependencies"].items() if name != "dev" for one in those]
+    wanted = project["dependencies"] + extras
+    installed = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in wanted}
     used = {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
     assert used <= installed | set(sys.stdlib_module_names) | {"selfdetr"}
 
