@@ -300,7 +300,8 @@ def _dress(grid: np.ndarray, table: Mapping[str, Any], names: list[str], known: 
     hollow = "; hollow: the paper" if known else ""
     ours.set_title(f"{_source(table)}, n = {len(table['seeds'])}", fontsize="medium")
     paper.set_title("the paper", fontsize="medium")
-    difference.set_title(f"difference to the baseline\n{_source(table)}{hollow}", fontsize="medium")
+    base = names[0] if names and names[0] != "baseline" else "the baseline"
+    difference.set_title(f"difference to {base}\n{_source(table)}{hollow}", fontsize="medium")
     ours.set_xlabel("average mAP [%]\nsmall: a seed; large: mean, 95% interval")
     paper.set_xlabel("average mAP [%]")
     difference.set_xlabel("points of average mAP")
