@@ -7,6 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 
@@ -42,3 +43,12 @@ def tiny(tiny_folder):
     from selfdetr.data import load_dataset
 
     return load_dataset(tiny_folder)
+
+
+@pytest.fixture
+def one_thread():
+    "Sums are in the same order on one thread only."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

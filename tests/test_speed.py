@@ -17,12 +17,7 @@ SIZES = dict(channels=8, classes=3, dim=32, heads=4, hidden=64, queries=6, norm_
 CONFIG = TrainConfig(epochs=1, batch=4, lr=1e-3, window=32, overlap=0.25)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

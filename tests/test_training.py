@@ -24,13 +24,7 @@ SIZES = dict(channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_
 CONFIG = TrainConfig(epochs=3, batch=4, lr=1e-3, milestones=(2,), window=32, overlap=0.25)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Sums are in the same order on one thread only."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
