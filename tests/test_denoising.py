@@ -30,13 +30,7 @@ COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
 few = settings(max_examples=25, deadline=None)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Sums are in the same order on one thread only."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
