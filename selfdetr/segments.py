@@ -134,7 +134,7 @@ def _like(x: Any, given: Any, dtype: Any = None) -> Any:
     "The array `x`, as a tensor on the device of `given` where `given` is one."
     return torch.as_tensor(x, dtype=dtype, device=given.device) if isinstance(given, Tensor) else x
 
-
+# %% ../nbs/00_segments.ipynb #64a1de72
 def nms(
     segments: Array,  # (n, 2) start and end
     scores: Array,  # (n,)
@@ -150,7 +150,7 @@ def nms(
     kept, _ = _suppress(segment, rank, label, lambda iou: (iou <= iou_threshold).astype(float), 0.5, most)
     return _like(kept, scores)
 
-
+# %% ../nbs/00_segments.ipynb #2ea0e86e
 def soft_nms(
     segments: Array,  # (n, 2) start and end
     scores: Array,  # (n,) probabilities

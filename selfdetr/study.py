@@ -301,7 +301,7 @@ def measure(model: SelfDETR, data: Dataset, spec: RunSpec, folder: Path) -> dict
         "seconds_test": time.monotonic() - started,
     }
 
-
+# %% ../nbs/16_study.ipynb #ee0c2af4
 def compute(spec: RunSpec, data: Dataset, folder: Path, device: str, progress: bool) -> None:
     "Train and measure one run into `folder`; continues from the state found there."
     torch.manual_seed(spec.seed)
@@ -338,7 +338,7 @@ def work_folder(name: str, runs_root: str | Path) -> Path:
     "Where an unfinished run keeps its state."
     return Path(runs_root) / f".{name}"
 
-
+# %% ../nbs/16_study.ipynb #6d7b1fc4
 def run(
     spec: RunSpec,
     data: Dataset | None = None,  # None: opened by the spec's names

@@ -259,7 +259,7 @@ def train_epoch(fabric, model, optimizer, criterion, feedback, windows, table, c
     read()
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/11_trainer.ipynb #4019936d
 def train(
     model: SelfDETR,  # trained in place, left in evaluation mode
     windows: Windows,  # of the training split

@@ -103,7 +103,7 @@ class Encoder(nn.Module):
         x: Tensor,  # (batch, steps, dim) projected features
         position: Tensor,  # (batch or 1, steps, dim) sine embedding of the steps
         mask: Tensor | None = None,  # (batch, steps) bool, True = padding
-        maps: bool = True,  # False: no map is computed, and those returned have no layers
+        maps: bool = True,  # False: the maps returned have no layers
     ) -> tuple[Tensor, Tensor]:  # memory (batch, steps, dim), maps (layers, batch, steps, steps)
         found = []
         for layer in self.layers:
