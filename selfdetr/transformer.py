@@ -252,7 +252,7 @@ class Decoder(nn.Module):
         memory: Tensor,  # (batch, steps, dim)
         position: Tensor,  # (batch or 1, steps, dim)
         mask: Tensor | None = None,  # (batch, steps) bool, True = padding
-        maps: bool = True,  # False: no map is computed, and those returned have no layers
+        maps: bool = True,  # False: the maps returned have no layers
         query_mask: Tensor | None = None,  # (batch or 1, queries, queries) bool, True = the row must not see the column
     ) -> DecoderOutput:
         contents, anchors, self_maps, cross_maps = [], [], [], []
