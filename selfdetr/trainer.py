@@ -119,7 +119,11 @@ def prepare(
     if fast:
         accelerate(model, fabric.device, config.precision)
     optimizer = make_optimizer(model, config, vector=fast and fabric.device.type == "cpu")
-    return fabric, *fabric.setup(model, optimizer)
+    try:
+        return fabric, *fabric.setup(model, optimizer)
+    except Exception:
+        release(model)
+        raise
 
 
 def epoch_batches(
