@@ -95,8 +95,8 @@ def assert_same_run(a, b):
 @pytest.fixture
 def frozen_source(monkeypatch):
     "The hash of the code does not change in a test; taking it costs more than the rest."
-    source = study.source_hash()
-    monkeypatch.setattr(study, "source_hash", lambda: source)
+    training = study.training_hash()
+    monkeypatch.setattr(study, "training_hash", lambda: training)
 
 
 numbers = st.floats(0, 100)
@@ -189,9 +189,8 @@ def test_a_claim_about_an_unknown_row_stops_a_table_before_any_training(tiny_fol
 # ---- the source hash
 
 
-def new_source_hash():
-    getattr(study.source_hash, "cache_clear", lambda: None)()
-    return study.source_hash()
+def hashes():
+    return study.training_hash(), study.source_hash()
 
 
 @pytest.fixture
@@ -199,14 +198,12 @@ def package(tmp_path, monkeypatch):
     "A copy of the package that the source hash is taken of."
     for path in Path(study.__file__).parent.glob("*.py"):
         shutil.copy(path, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(study.selfdetr, "__file__", str(tmp_path / "__init__.py"))
-        yield tmp_path
-    new_source_hash()
+    monkeypatch.setattr(study.selfdetr, "__file__", str(tmp_path / "__init__.py"))
+    return tmp_path
 
 
 def test_prose_does_not_change_the_source_hash(package):
-    before = new_source_hash()
+    before = hashes()
     for name in study.TRAINING + study.MEASURING:
         path = package / f"{name}.py"
         path.write_text(f'"""Another title"""\n# a comment\n{path.read_text()}\n\n"text at the end"\n# the end\n')
@@ -218,7 +215,7 @@ def test_prose_does_not_change_the_source_hash(package):
     assert changed != text
     matcher.write_text(changed)
     (package / "plots.py").write_text("nothing to do with a run's numbers = ")
-    assert new_source_hash() == before
+    assert hashes() == before
 
 
 @pytest.mark.parametrize(
@@ -233,11 +230,49 @@ def test_prose_does_not_change_the_source_hash(package):
     ],
 )
 def test_code_changes_the_source_hash(package, module, old, new):
-    before, path = new_source_hash(), package / f"{module}.py"
+    before, path = hashes(), package / f"{module}.py"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    assert new_source_hash() != before
+    assert all(a != b for a, b in zip(hashes(), before))
+
+
+@pytest.mark.parametrize(
+    "module, old, new",
+    [
+        ("inference", "sigma: float = 0.5", "sigma: float = 0.4"),
+        ("evaluation", "def evaluate(", "def evaluate(\n    _,\n"),
+        ("study", "detections = detect_dataset(", "detections = 0 * detect_dataset("),
+    ],
+)
+def test_measuring_code_changes_the_source_but_not_the_name_of_a_run(package, module, old, new):
+    (training, source), path = hashes(), package / f"{module}.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert study.training_hash() == training and study.source_hash() != source
+
+
+def test_a_run_measured_by_other_code_is_measured_again_and_not_trained(tiny_folder, tmp_path, monkeypatch):
+    before = make_table(ROWS, 1, tiny_folder, tmp_path)
+    folder = before.runs["both"][0].folder
+    old = json.loads((folder / "metrics.json").read_text()) | {"average": 99.0, "source": "older"}
+    (folder / "metrics.json").write_text(json.dumps(old))
+    (folder / "detections.json").write_text("{}")
+    monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert list(study.runs(tmp_path)["current code"]) == [name != folder.name for name in shown(tmp_path)]
+    with monkeypatch.context() as patch:  # interrupted: the old metrics stay, and stay recognised as old
+        patch.setattr(study, "evaluate", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(RuntimeError, match="disk full"):
+            make_table(ROWS, 1, tiny_folder, tmp_path)
+    assert json.loads((folder / "metrics.json").read_text()) == old
+    measured_runs = []
+    measure = study.measure
+    monkeypatch.setattr(study, "measure", lambda *a: (measured_runs.append(a[2].seed), measure(*a))[1])
+    again = make_table(ROWS, 1, tiny_folder, tmp_path)
+    assert len(measured_runs) == 1 and again.content == before.content
+    for a, b in zip(before.runs["both"], again.runs["both"]):
+        assert measured(a) == measured(b) and not list(b.folder.glob(".*"))
 
 
 # ---- one run
