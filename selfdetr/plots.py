@@ -19,6 +19,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from torch import Tensor
 
@@ -92,6 +93,8 @@ def plot_map(
     ax = plt.subplots(figsize=(3.6, 3.2), layout="constrained")[1] if ax is None else ax
     ax.imshow(weights, vmin=0, vmax=np.nanquantile(weights, 0.995) if vmax is None else vmax,
               cmap="viridis", aspect="auto", interpolation="nearest")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, integer=True))
     if segments is not None:
         _bars(ax, _array(segments).reshape(-1, 2), *weights.shape)
     ax.set(xlabel=labels[0], ylabel=labels[1], title=title)
