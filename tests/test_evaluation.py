@@ -10,7 +10,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from selfdetr.data import DataError, find_data
-from selfdetr.evaluation import PROTOCOLS, Protocol, assign, average_recall, evaluate, read_ground_truth
+from selfdetr.evaluation import (
+    PROTOCOLS,
+    Evaluation,
+    Protocol,
+    area_under,
+    assign,
+    average_recall,
+    evaluate,
+    read_durations,
+    read_ground_truth,
+    recall_at,
+)
 
 steady = settings(deadline=None, derandomize=True, max_examples=40)  # the same cases on every machine
 TIOU = (0.1, 0.3, 0.5, 0.75, 1.0)
@@ -209,8 +220,8 @@ def test_what_is_not_a_number_is_refused_by_row(column, value):
 def test_impossible_rows_are_refused():
     with pytest.raises(DataError, match=r"detections, row 1 .*ends before"):
         evaluate(truth, found.assign(end=[4.0, 1.0]))
-    with pytest.raises(DataError, match=r"ground truth, row 0 .*no length"):
-        evaluate(truth.assign(end=[0.0, 6.0]), found)
+    with pytest.raises(DataError, match=r"ground truth, row 0 .*ends before"):
+        evaluate(truth.assign(end=[-1.0, 6.0]), found)
     with pytest.raises(DataError, match="label is missing"):
         evaluate(truth.assign(label=["A", None]), found)
     with pytest.raises(DataError, match="lack the column 'score'"):
@@ -292,7 +303,8 @@ def test_thumos14_protocols_have_their_published_sizes():
     names = [name for name in PROTOCOLS if name.startswith("thumos14")]
     frames = {name: read_ground_truth(folder / "annotations.json", name) for name in names}
     sizes = {name: (frame["video"].nunique(), len(frame)) for name, frame in frames.items()}
-    assert sizes == {"thumos14-212": (212, 3358), "thumos14-211": (211, 3329), "thumos14-210": (210, 3311)}
+    challenge = {"thumos14-challenge": (212, 3358)}
+    assert sizes == {"thumos14-212": (212, 3358), "thumos14-211": (211, 3329), "thumos14-210": (210, 3311), **challenge}
 
 
 @pytest.mark.parametrize("as_tables", [False, True])
@@ -310,3 +322,132 @@ def test_published_map_digit_for_digit(as_tables):
     result = evaluate(truth, found, tiou=published["tiou"])
     assert [f"{v:.3f}" for v in result.mAP] == [f"{v:.3f}" for v in published["mAP"]]
     assert f"{result.average:.3f}" == f"{published['average']:.3f}"
+
+
+# ---- the rule of the THUMOS'14 challenge
+
+
+def slow_challenge(truth, found, ambiguous, tiou):
+    "AP of one class: instances choose in their order, precision as it is, the ambiguous passed over."
+    ranked = sorted(found.itertuples(), key=lambda d: -d.score)
+    taken = set()
+    for g in truth.itertuples():
+        able = [(overlap(g, d), -i) for i, d in enumerate(ranked) if d.video == g.video and i not in taken]
+        if able and max(able)[0] > tiou:
+            taken.add(-max(able)[1])
+    total, right, counted = 0.0, 0, 0
+    for i, d in enumerate(ranked):
+        unsure = any(a.video == d.video and overlap(a, d) > 0 for a in ambiguous.itertuples())
+        if i in taken or not unsure:
+            counted += 1
+        if i in taken:
+            right += 1
+            total += right / counted
+    return total / len(truth)
+
+
+@steady
+@given(results(), results())
+def test_the_challenge_rule_equals_its_definition(case, other):
+    (truth, found), ambiguous = case, other[0].head(2).assign(label="Ambiguous")
+    protocol = Protocol("own", TIOU[:-1], ignore_labels=("Ambiguous",), rule="thumos14")
+    result = evaluate(pd.concat([truth, ambiguous]), found, protocol=protocol)
+    for label, ap in result.per_class.iterrows():
+        mine = truth[truth.label == label], found[found.label == label], ambiguous
+        assert ap.tolist() == pytest.approx([slow_challenge(*mine, t) for t in TIOU[:-1]], abs=1e-12)
+
+
+def test_the_two_rules_differ_where_they_should():
+    truth = pd.DataFrame([("v", 0.0, 10.0, "A")], columns=TRUTH)
+    found = pd.DataFrame([("v", 0.0, 5.0, "A", 0.9), ("v", 0.0, 10.0, "A", 0.8)], columns=FOUND)
+    today, then = Protocol("today", (0.5,)), Protocol("then", (0.5,), rule="thumos14")
+    assert evaluate(truth, found, protocol=today).average == 1.0  # an overlap of exactly 0.5 is enough, and comes first
+    assert evaluate(truth, found, protocol=then).average == 0.5  # it is not, and the second is taken
+    with pytest.raises(DataError, match="'own' has the rule 'voc': choose one of activitynet, thumos14"):
+        Protocol("own", rule="voc")
+    with pytest.raises(DataError, match="above 0 and at most 1"):
+        Protocol("own", tiou=(50,))
+
+
+# ---- recall
+
+
+def slow_recall_at(truth, found, k, tiou):
+    by_class = []
+    for label, mine in truth.groupby("label"):
+        right = 0
+        for g in mine.itertuples():
+            tries = k * sum(o.video == g.video for o in mine.itertuples())
+            in_video = (d for d in found.itertuples() if (d.video, d.label) == (g.video, label))
+            best = sorted(in_video, key=lambda d: -d.score)[:tries]
+            right += any(overlap(d, g) >= tiou for d in best)
+        by_class.append(right / len(mine))
+    return sum(by_class) / len(by_class)
+
+
+@steady
+@given(results())
+def test_recall_at_equals_the_definition(case):
+    truth, found = case
+    result = recall_at(truth, found, k=(1, 2, 5), tiou=TIOU)
+    for k in (1, 2, 5):
+        assert result[f"{k}x"].tolist() == pytest.approx([slow_recall_at(truth, found, k, t) for t in TIOU])
+    assert (result.diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)  # more tries never find less
+
+
+def test_the_area_under_the_curve_of_a_perfect_and_a_blind_detector():
+    found = truth.assign(score=1.0)
+    assert area_under(average_recall(truth, found, an=range(1, 101))) == pytest.approx(0.99)  # it starts at one
+    assert area_under(average_recall(truth, found[:0], an=range(1, 101))) == 0
+
+
+# ---- what is unusual is counted and said
+
+
+def test_oddities_count_as_they_are_and_are_noted():
+    annotated = as_json(truth, "database")
+    video = truth.video[0]
+    annotated["database"][video]["annotations"] += [
+        {"segment": [5.0, 5.0], "label": "A"},
+        {"segment": [8.0, 9.5], "label": "A"},
+        {"segment": [8.0, 9.5], "label": "A"},
+    ]
+    odd = pd.DataFrame([(video, 7.0, 7.0, "A", 0.1), (video, 8.0, 9.5, "A", 0.1)], columns=FOUND)
+    result = evaluate(annotated, pd.concat([found, odd]))
+    assert {note.split(",")[0]: times for note, times in result.notes.items()} == {
+        "instances that reach beyond their video": 2,
+        "detections that reach beyond their video": 1,
+        "instances of no length": 1,
+        "detections of no length": 1,
+        "instances annotated twice": 1,
+    }
+    assert result.instances.to_dict() == {"A": 4, "B": 1} and not result.per_class.isna().any(axis=None)
+    once = evaluate(annotated, found, protocol=Protocol("once", duplicates=False))
+    assert once.instances["A"] == 3 and "instances annotated twice, both counted" not in once.notes
+    assert set(read_durations(annotated).values()) == {9.0} and read_durations(truth) == {}
+
+
+def test_only_the_named_videos_count():
+    g, d = crowd(videos=6)
+    g, d = g.astype({"video": str, "label": str}), d.astype({"video": str, "label": str})
+    some = evaluate(g, d, protocol=Protocol("some", videos=("1", "4")))
+    assert some.average == evaluate(g[g.video.isin(["1", "4"])], d[d.video.isin(["1", "4"])]).average > 0
+
+
+def test_a_result_survives_json_and_is_readable(tmp_path):
+    result = evaluate(*crowd(videos=5), tiou=(0.3, 0.35, 1 / 3))
+    again = Evaluation.from_dict(json.loads(result.save(tmp_path / "result.json").read_text()))
+    assert again.to_dict() == result.to_dict() and str(again) == str(result)
+    pd.testing.assert_frame_equal(again.per_class, result.per_class, check_exact=True)
+    pd.testing.assert_series_equal(again.mAP, result.mAP, check_exact=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+    lines = result.markdown(per_class=True).splitlines()
+    assert lines[0] == "Protocol all." and len([line for line in lines if line.startswith("|")]) == 2 + 1 + 5
+    assert result.table().loc["all classes", "average"] == round(100 * result.average, 2)
+    empty = evaluate(truth[:0], found[:0])
+    assert "| all classes | 0.0" in empty.markdown() and Evaluation.from_dict(empty.to_dict()).average == 0
+    result.plot()
+    empty.plot()
+    for wrong in ({}, {"mAP": 3}, result.to_dict() | {"per_class": {"A": {}}}):
+        with pytest.raises(DataError, match="not the result of an evaluation"):
+            Evaluation.from_dict(wrong)
