@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .data import DataError, read_json
-from .segments import elementwise_iou
+from .segments import elementwise_iou, overlapping_pairs
 
 # %% ../nbs/13_evaluation.ipynb #13bb56fe
 Source: TypeAlias = pd.DataFrame | dict[str, Any] | str | Path
@@ -208,38 +208,13 @@ def _codes(truth: pd.DataFrame, found: pd.DataFrame, group: Sequence[str]) -> tu
     return code[: len(truth)], code[len(truth) :]
 
 
-def _overlapping(
-    truth: np.ndarray,  # (m, 2) start and end
-    of_truth: np.ndarray,  # (m,) group
-    found: np.ndarray,  # (n, 2)
-    of_found: np.ndarray,  # (n,)
-) -> tuple[np.ndarray, np.ndarray]:  # (pairs,) row in `found`, row in `truth`; ascending
-    "All pairs of the same group that share some time, and a few that do not."
-    m = len(truth)
-    by_start, by_end = (np.argsort(truth[:, i], kind="stable") for i in (0, 1))
-    rank = np.empty((2, m), np.int64)
-    rank[0, by_start], rank[1, by_end] = np.arange(m), np.arange(m)
-    order = by_start[np.argsort(of_truth[by_start], kind="stable")]
-    starts = of_truth[order] * (m + 1) + rank[0, order]
-    ends = np.maximum.accumulate(of_truth[order] * (m + 1) + rank[1, order])
-    started = np.searchsorted(truth[by_start, 0], found[:, 1], "left")  # how many start before each detection ends
-    ended = np.searchsorted(truth[by_end, 1], found[:, 0], "right")  # how many have ended when it starts
-    first = np.searchsorted(ends, of_found * (m + 1) + ended, "left")
-    count = np.maximum(np.searchsorted(starts, of_found * (m + 1) + started, "left") - first, 0)
-    detection = np.repeat(np.arange(len(found)), count)
-    place = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(len(detection))
-    instance = order[place]
-    ascending = np.argsort(detection * max(m, 1) + instance)
-    return detection[ascending], instance[ascending]
-
-
 def _candidates(
     truth: pd.DataFrame, found: pd.DataFrame, group: Sequence[str], least: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # (pairs,) row in `found`, row in `truth`, IoU; (n,) group
     "All pairs of a detection and an instance of the same group whose IoU is at least `least`, by rows of `found`."
     of_truth, of_found = _codes(truth, found, group)
     segments = [frame[["start", "end"]].to_numpy(float) for frame in (truth, found)]
-    detection, instance = _overlapping(segments[0], of_truth, segments[1], of_found)
+    detection, instance = overlapping_pairs(segments[1], segments[0], of_found, of_truth)
     iou = elementwise_iou(segments[1][detection], segments[0][instance])
     close = iou >= least
     return detection[close], instance[close], iou[close], of_found
