@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['QUIRKS', 'Report', 'SPELLINGS', 'SETTINGS', 'READERS', 'PICKLED', 'Target', 'DataError', 'TimeGrid', 'find_data',
-           'read_json', 'finite_number', 'parse_instance', 'report_line', 'note', 'clean_instances', 'usual_subsets',
-           'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'label_index', 'parse_entry', 'read_database',
-           'read_annotations', 'read_settings', 'grid_for', 'read_npz', 'read_pt', 'reader_for', 'read_features',
-           'check_features', 'check_channels', 'Video', 'Dataset', 'load_features', 'join_features', 'place_videos',
-           'check_splits', 'standardise', 'load_dataset', 'window_starts', 'window_targets', 'Batch', 'Windows',
-           'make_windows', 'training_windows', 'test_windows', 'windows_of']
+           'read_json', 'write_whole', 'finite_number', 'parse_instance', 'report_line', 'note', 'clean_instances',
+           'usual_subsets', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'label_index', 'parse_entry',
+           'read_database', 'read_annotations', 'read_settings', 'grid_for', 'read_npz', 'read_pt', 'reader_for',
+           'read_features', 'check_features', 'check_channels', 'Video', 'Dataset', 'load_features', 'join_features',
+           'place_videos', 'check_splits', 'standardise', 'load_dataset', 'window_starts', 'window_targets', 'Batch',
+           'Windows', 'make_windows', 'training_windows', 'test_windows', 'windows_of']
 
 # %% ../nbs/01_data.ipynb #68c0735c
 import difflib
@@ -83,11 +83,12 @@ def read_json(
 ) -> dict[str, Any]:
     "The object in a JSON file. `DataError` when it is missing, cut short, no object, or names something twice."
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
-        if twice:
-            kind = "video" if isinstance(dict(pairs)[twice[0]], dict) else "entry"
-            raise DataError(f"{path}: {kind} {twice[0]!r} is listed twice; keep one of the two")
-        return dict(pairs)
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+            kind = "video" if isinstance(content[twice], dict) else "entry"
+            raise DataError(f"{path}: {kind} {twice!r} is listed twice; keep one of the two")
+        return content
 
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
@@ -98,6 +99,19 @@ def read_json(
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, not an object; see the layout of annotations.json")
     return content
+
+
+def write_whole(
+    path: str | Path,  # its folder is made if need be
+    text: str,
+) -> Path:
+    "Write a file that appears whole or not at all."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
+    return path
 
 # %% ../nbs/01_data.ipynb #e16f1a87
 def finite_number(

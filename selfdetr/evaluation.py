@@ -8,7 +8,6 @@ __all__ = ['Source', 'RULES', 'PROTOCOLS', 'read_detections', 'Protocol', 'read_
 
 # %% ../nbs/13_evaluation.ipynb #04ea242e
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .data import DataError, read_json
+from .data import DataError, read_json, write_whole
 from .segments import elementwise_iou, overlapping_pairs
 
 # %% ../nbs/13_evaluation.ipynb #13bb56fe
@@ -289,9 +288,11 @@ def average_precision(
 # %% ../nbs/13_evaluation.ipynb #06150656
 def markdown_table(frame: pd.DataFrame) -> str:
     "A frame as a Markdown table."
-    lines = [[str(frame.index.name or ""), *map(str, frame.columns)], ["---"] * (frame.shape[1] + 1)]
+    lines = [[str(frame.index.name or ""), *map(str, frame.columns)]]
     lines += [[str(name), *map(str, row)] for name, row in zip(frame.index, frame.to_numpy(dtype=object))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    widths = [max(3, *map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "".join("| " + " | ".join(map(str.ljust, line, widths)) + " |\n" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -351,11 +352,7 @@ class Evaluation:
 
     def save(self, path: str | Path) -> Path:
         "Write `to_dict` as JSON; the file appears whole."
-        path = Path(path)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        os.replace(part, path)
-        return path
+        return write_whole(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def plot(self) -> Figure:
         "mAP by tIoU, and the classes by their AP (of more than 24, the best and the worst dozen)."

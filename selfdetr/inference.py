@@ -8,7 +8,6 @@ __all__ = ['InferenceConfig', 'top_scores', 'detect_windows', 'merge', 'detect_d
 
 # %% ../nbs/12_inference.ipynb #250526ee
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .data import DataError, TimeGrid, Windows, read_json, windows_of
+from .data import DataError, TimeGrid, Windows, read_json, windows_of, write_whole
 from .model import Output, SelfDETR
 from .segments import elementwise_iou, nms, overlapping_pairs, soft_nms
 
@@ -199,15 +198,10 @@ def write_results(
     version: str = "selfdetr",
 ) -> Path:
     "Write detections as ActivityNet-style results JSON, atomically; times and scores to 6 digits."
-    path = Path(path)
     results: dict[str, list] = {}
     rows = zip(*(detections[c] for c in ("video", "start", "end", "label", "score")))
     for video, start, end, label, score in rows:
         segment = [round(float(start), 6), round(float(end), 6)]
         entry = {"label": str(label), "segment": segment, "score": round(float(score), 6)}
         results.setdefault(str(video), []).append(entry)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps({"version": version, "external_data": {}, "results": results}))
-    os.replace(part, path)
-    return path
+    return write_whole(path, json.dumps({"version": version, "external_data": {}, "results": results}))

@@ -7,8 +7,8 @@ __all__ = ['PARTS', 'SMALL', 'PROFILES', 'DATASETS', 'PARAMETERS', 'COMPUTE', 'R
            'open_dataset', 'make_spec', 'check_parameters', 'tree_text', 'module_names', 'code_used', 'code_hash',
            'training_hash', 'source_hash', 'run_hash', 'Run', 'read_run', 'measure', 'compute', 'measure_again',
            'work_folder', 'run', 'watch_epochs', 'attempt', 'submit', 'is_due', 'run_all', 'runs', 'interval',
-           'verdict', 'Table', 'with_interval', 'show_row', 'markdown_table', 'markdown', 'claimed_value', 'judge',
-           'row_content', 'table', 'read_table', 'write_claims']
+           'verdict', 'Table', 'with_interval', 'show_row', 'markdown', 'claimed_value', 'judge', 'row_content',
+           'table', 'read_table', 'write_claims']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
 import ast
@@ -36,10 +36,10 @@ from scipy import stats
 from tqdm import tqdm
 
 import selfdetr
-from .data import DataError, Dataset, find_data, load_dataset, test_windows, training_windows
+from .data import DataError, Dataset, find_data, load_dataset, test_windows, training_windows, write_whole
 from .denoising import make_criterion
 from .diversity import collapse_report
-from .evaluation import evaluate
+from .evaluation import evaluate, markdown_table
 from .feedback import FeedbackConfig
 from .inference import InferenceConfig, detect_dataset, write_results
 from .losses import LossConfig
@@ -381,9 +381,7 @@ def measure_again(found: Run, data: Dataset, device: str) -> Run:
     "A run with its stored model measured by the code as it is now."
     model = found.model().to(make_fabric(device).device)
     metrics = found.metrics | measure(model, data, found.spec, found.folder)
-    part = found.folder / ".metrics.json.part"
-    part.write_text(json.dumps(metrics, indent=1) + "\n")
-    os.replace(part, found.folder / "metrics.json")
+    write_whole(found.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return replace(found, metrics=metrics)
 
 
@@ -592,12 +590,9 @@ class Table:
     def save(self, folder: str | Path) -> Path:
         "Write `<table>.json`, `.csv`, `.md` and `.png` into a folder; each file appears whole."
         folder, name = Path(folder), self.content["table"]
-        folder.mkdir(parents=True, exist_ok=True)
         texts = {"json": json.dumps(self.content, indent=1) + "\n", "csv": self.frame.to_csv(), "md": markdown(self)}
         for kind, text in texts.items():
-            part = folder / f".{name}.{kind}.part"
-            part.write_text(text)
-            os.replace(part, folder / f"{name}.{kind}")
+            write_whole(folder / f"{name}.{kind}", text)
         save(plot_table(self.content), folder / f"{name}.png")
         return folder
 
@@ -619,13 +614,6 @@ def show_row(row: Mapping[str, Any], seeds: int) -> dict[str, str]:
         return shown | {"difference": ""}
     between = "" if delta["low"] is None else f" [{delta['low']:+.1f}, {delta['high']:+.1f}]"
     return shown | {"difference": f"{delta['mean']:+.1f}{between}"}
-
-
-def markdown_table(frame: pd.DataFrame) -> str:
-    "A frame as a Markdown table."
-    lines = [[str(frame.index.name), *map(str, frame.columns)], ["---"] * (frame.shape[1] + 1)]
-    lines += [[str(name), *map(str, row)] for name, row in zip(frame.index, frame.to_numpy())]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def markdown(table: Table) -> str:
@@ -770,7 +758,4 @@ def write_claims(results: str | Path = "results") -> Path:
         old = sorted({f"{t['dataset']}-{t['profile']}" for t in mine if t["source"] != source})
         if old:
             text.append(f"The code has changed since {', '.join(old)} was computed.\n")
-    part = results / ".claims.md.part"
-    part.write_text("\n".join(text))
-    os.replace(part, results / "claims.md")
-    return results / "claims.md"
+    return write_whole(results / "claims.md", "\n".join(text))
