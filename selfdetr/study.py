@@ -281,7 +281,7 @@ def training_hash() -> str:
 
 def source_hash() -> str:
     "Hash of all code that a run's numbers depend on: how it is trained, and how it is measured."
-    return code_hash()
+    return code_hash(without=["source_hash"])
 
 
 def run_hash(spec: RunSpec, data_hash: str, training: str | None = None) -> str:
