@@ -163,3 +163,10 @@ def test_the_readme_shows_committed_pictures_only():
     committed = set(project_files())
     dead = [link for link in local if not (ROOT / link).is_dir() and (ROOT / link).resolve() not in committed]
     assert not dead, "files that a reader of the repository would not find"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/*.ipynb")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_an_executed_copy_shows_what_its_notebook_draws(path):
+    draws = "plot_" in (ROOT / "nbs" / f"reproduce_{path.name}").read_text()
+    shown = [output for cell in cells(path) for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    assert bool(shown) == draws, "run without MPLBACKEND: another backend than the notebook's own draws nothing in it"
