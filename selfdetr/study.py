@@ -27,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -598,7 +599,9 @@ class Table:
             part = folder / f".{name}.{kind}.part"
             part.write_text(text)
             os.replace(part, folder / f"{name}.{kind}")
-        save(plot_table(self.content), folder / f"{name}.png")
+        axes = plot_table(self.content)
+        save(axes, folder / f"{name}.png")
+        plt.close(axes.flat[0].figure)
         return folder
 
 # %% ../nbs/16_study.ipynb #be1f1207
