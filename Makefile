@@ -17,7 +17,6 @@ STUDY ?= table1 table3 table4 table5 table6 tableA1 tableA2 tableA3 sensitivity 
 
 # Parallelism comes from worker processes, so each of them keeps to one thread.
 export OMP_NUM_THREADS ?= 1
-export MPLBACKEND ?= Agg
 
 .PHONY: help reproduce study test export readme check clean
 .DEFAULT_GOAL := help

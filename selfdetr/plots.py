@@ -350,7 +350,7 @@ def save(
     path: str | os.PathLike,  # of the PNG file; missing folders are made
     dpi: int = 120,
 ) -> Path:
-    """Write a picture as a PNG file, whole or not at all, and close it; returns the path.
+    """Write a picture as a PNG file, whole or not at all; returns the path. It stays open, for a notebook to show.
 
     ValueError for another suffix than .png.
     """
@@ -366,5 +366,4 @@ def save(
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-        plt.close(figure)
     return path

@@ -27,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -281,7 +282,7 @@ def training_hash() -> str:
 
 def source_hash() -> str:
     "Hash of all code that a run's numbers depend on: how it is trained, and how it is measured."
-    return code_hash()
+    return code_hash(without=["source_hash"])
 
 
 def run_hash(spec: RunSpec, data_hash: str, training: str | None = None) -> str:
@@ -592,8 +593,12 @@ class Table:
         folder, name = Path(folder), self.content["table"]
         texts = {"json": json.dumps(self.content, indent=1) + "\n", "csv": self.frame.to_csv(), "md": markdown(self)}
         for kind, text in texts.items():
-            write_whole(folder / f"{name}.{kind}", text)
-        save(plot_table(self.content), folder / f"{name}.png")
+            part = folder / f".{name}.{kind}.part"
+            part.write_text(text)
+            os.replace(part, folder / f"{name}.{kind}")
+        axes = plot_table(self.content)
+        save(axes, folder / f"{name}.png")
+        plt.close(axes.flat[0].figure)
         return folder
 
 # %% ../nbs/16_study.ipynb #be1f1207

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from selfdetr.study import source_hash
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -163,3 +165,13 @@ def test_the_readme_shows_committed_pictures_only():
     committed = set(project_files())
     dead = [link for link in local if not (ROOT / link).is_dir() and (ROOT / link).resolve() not in committed]
     assert not dead, "files that a reader of the repository would not find"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/*.ipynb")), ids=lambda p: "/".join(p.parts[-2:]))
+def test_an_executed_copy_shows_what_its_notebook_draws(path):
+    table = path.with_suffix(".json")
+    if table.exists() and json.loads(table.read_text())["source"] != source_hash():
+        pytest.skip("computed by an older version of the code, as claims.md says")
+    draws = "plot_" in (ROOT / "nbs" / f"reproduce_{path.name}").read_text()
+    shown = [output for cell in cells(path) for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    assert bool(shown) == draws, "pictures are lost with MPLBACKEND=Agg, or where they are closed before the cell ends"
