@@ -593,9 +593,7 @@ class Table:
         folder, name = Path(folder), self.content["table"]
         texts = {"json": json.dumps(self.content, indent=1) + "\n", "csv": self.frame.to_csv(), "md": markdown(self)}
         for kind, text in texts.items():
-            part = folder / f".{name}.{kind}.part"
-            part.write_text(text)
-            os.replace(part, folder / f"{name}.{kind}")
+            write_whole(folder / f"{name}.{kind}", text)
         axes = plot_table(self.content)
         save(axes, folder / f"{name}.png")
         plt.close(axes.flat[0].figure)
