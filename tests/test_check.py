@@ -1,0 +1,795 @@
+"""The contracts of selfdetr.check: every fault is found beside every other, named and mended; segments from tables."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_data import SPOILED, annotation, database, edit, save, write
+
+from selfdetr import check, data
+from selfdetr.check import Findings, check_folder, import_segments, main
+from selfdetr.data import DataError, TimeGrid, load_dataset
+
+SMALL = dict(window=64)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "sports")
+
+
+def kinds(findings):
+    return set(findings.table.kind)
+
+
+def of(findings, kind):
+    "The only finding of a kind."
+    (case,) = [finding for finding in findings.found if finding.kind == kind]
+    return case
+
+
+# Everything that loading refuses is an error, in one go.
+
+
+def test_a_clean_folder_has_no_finding(tiny_folder):
+    findings = check_folder(tiny_folder, **SMALL)
+    assert findings.ok and kinds(findings) == {"class without test instances"}, str(findings)  # action 1, indeed
+    loaded = load_dataset(tiny_folder)
+    assert findings.known["channels"] == str(loaded.channels) and list(findings.classes.index) == list(loaded.classes)
+    for split in ("train", "test"):
+        assert findings.classes[split].sum() == len(loaded.ground_truth(split))
+        assert f"{len(loaded.split(split))} videos" in findings.known[split]
+    assert findings.known["train windows"].startswith(f"{len(data.training_windows(loaded, 64))},")
+    assert findings.known["test windows"].startswith(f"{len(data.test_windows(loaded, 64))},")
+
+
+@pytest.mark.parametrize("spoil, words", SPOILED.values(), ids=SPOILED)
+def test_what_loading_refuses_is_an_error_with_its_mend(folder, spoil, words):
+    spoil(folder)
+    findings = check_folder(folder, **SMALL)
+    errors = findings.table[findings.table.severity == "error"]
+    assert not findings.ok and (findings.table.mend.str.len() > 2).all()
+    said = " ".join(errors[["item", "what", "mend"]].to_numpy().ravel().tolist())
+    assert "\n" not in said
+    video = next((word for word in words if word.startswith("video ")), "")
+    assert video in said or f"{video[7:-1]}.npy" in said, said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(train="dev"),
+        dict(classes=["jump"]),
+        dict(feature_format="npz"),
+        dict(train="test"),
+        dict(standardised=True, in_memory=False),
+        dict(resize=0),
+    ],
+)
+def test_arguments_that_loading_refuses_are_errors(folder, arguments):
+    with pytest.raises(DataError):
+        load_dataset(folder, **arguments)
+    assert not check_folder(folder, **arguments).ok
+
+
+def test_it_does_not_stop_at_the_first(folder):
+    def spoil(entries):
+        del entries["a"]["subset"], entries["a"]["duration"]
+        entries["b"]["annotations"] += [annotation("run", 5, 4), annotation("", 1, 2), annotation("Run", -1, 2)]
+        entries["c"]["annotations"].append(annotation("jump", 1, 99))
+        entries["d"]["annotations"] += [annotation("Jump", 1, 2), annotation("run", 3, 6)]
+
+    edit(spoil)(folder)
+    (folder / "dataset.json").write_text(
+        json.dumps({"stride": 1, "snippet": 1, "fsp": 3, "classes": "run", "colour": 1})
+    )
+    save(np.array([{}], dtype=object), "b")(folder)
+    save(np.full((50, 6), np.inf, np.float32), "c")(folder)
+    save(np.zeros((250, 5), np.float32), "d")(folder)
+    findings = check_folder(folder, **SMALL)
+    counts = findings.table[findings.table.severity == "error"].groupby("kind").size().to_dict()
+    assert counts == {"settings": 3, "video entry": 2, "annotation": 3, "feature file": 1, "NaN": 1, "channels": 1}
+    assert {"instance clipped", "instance duplicate", "near spellings", "all zero"} <= kinds(findings)
+
+
+def test_faults_of_different_files_are_found_together(tmp_path):
+    # Each of these spoils the file of video b. Every one gets a video of its own, compared to what it says alone.
+    names = ["pickled array", "NaN", "other channel count", "npy cut short", "three dimensions", "text features"]
+    entries = database()
+    for number in range(len(names)):
+        entries[f"b{number}"] = {**entries["b"], "annotations": []}
+    folder, alone = write(tmp_path / "sports", entries), set()
+    path = folder / "features" / "b.npy"
+    good = path.read_bytes()
+    for number, name in enumerate(names):
+        SPOILED[name][0](folder)
+        found = check_folder(folder).found
+        alone |= {(f.kind, f.what, f.mend) for f in found if (f.severity, f.item) == ("error", "features/b.npy")}
+        path.rename(path.with_name(f"b{number}.npy"))
+        path.write_bytes(good)
+    together = {(f.kind, f.what, f.mend) for f in check_folder(folder).found if f.severity == "error"}
+    assert together == alone and len(alone) == len(names)
+
+
+def test_bad_usage_is_refused_at_once(folder):
+    with pytest.raises(DataError, match="no such folder"):
+        check_folder(folder / "nowhere")
+    with pytest.raises(DataError, match="unknown release"):
+        check_folder(folder, release="thumos")
+    with pytest.raises(TypeError, match="'windows'.*stride"):
+        check_folder(folder, windows=3)
+    with pytest.raises(DataError, match="keep is 0"):
+        check_folder(folder, keep=0)
+
+
+def test_nothing_is_written(folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    check_folder(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+# Names of files.
+
+
+def rename(folder, change):
+    for path in list((folder / "features").iterdir()):
+        path.rename(change(path))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda p: p.with_name(f"v_{p.name}"), ["v_a.npy", "'v_'", '"prefix": "v_"']),
+        (lambda p: p.with_name(p.name.replace(".npy", "_rgb.npy")), ["a_rgb.npy", "'_rgb'", "files' names"]),
+        (lambda p: p.with_suffix(".npz"), ["a.npz", "ending .npz", '"feature_format": "npz"']),
+        (lambda p: p.with_suffix(".pt"), ["a.pt", '"feature_format": "pt"']),
+        (lambda p: p.with_suffix(".pkl"), ["a.pkl", "numpy.save"]),
+        (lambda p: p.with_name(p.name.upper()), ["A.NPY", "case"]),
+        (lambda p: p.with_name(f"v_{p.stem}.pt"), ["v_a.pt", '"prefix": "v_"', '"feature_format": "pt"']),
+    ],
+)
+def test_names_that_differ_are_explained(folder, change, words):
+    rename(folder, change)
+    findings = check_folder(folder)
+    missing = findings.table[findings.table.kind == "missing features"]
+    assert len(missing) == 5 and set(missing.severity) == {"error"} and "extra features" not in kinds(findings)
+    first = missing.iloc[0]
+    said = f"{first.what} {first.mend}"
+    assert [word for word in ["a.npy is not there", *words] if word not in said] == [], said
+
+
+def test_the_mend_for_a_prefix_works(folder):
+    rename(folder, lambda path: path.with_name(f"v_{path.name}"))
+    findings = check_folder(folder, prefix="v_")
+    assert findings.ok and "missing features" not in kinds(findings)
+    assert load_dataset(folder, prefix="v_").hash() == load_dataset(write(folder.with_name("other"))).hash()
+
+
+def test_a_few_missing_and_extra_files(folder):
+    (folder / "features" / "b.npy").rename(folder / "features" / "spare.npy")
+    findings = check_folder(folder)
+    assert findings.ok and of(findings, "missing features").severity == "warning"
+    assert "tried other endings" in of(findings, "missing features").what
+    assert of(findings, "extra features").item == "features/spare.npy"
+
+
+def test_short_names_do_not_match_everything():
+    files = [data.Path(f"recording_{i}.npy") for i in range(40)]
+    place = check.places(data.Path("x"), data.DEFAULTS)
+    assert check.explain_names(["1"], [*files, data.Path("other.npy")], place)["1"][0].name == "recording_1.npy"
+    assert check.explain_names([f"video_{i}" for i in range(40, 60)], files, place) == {}
+
+
+def test_another_feature_folder_is_named(folder):
+    (folder / "features").rename(folder / "i3d_features")
+    finding = of(check_folder(folder), "feature folder")
+    assert '"features": "i3d_features"' in finding.mend
+    assert check_folder(folder, features="i3d_features").ok
+
+
+# Annotations in another layout.
+
+ITEM = {"video": "a", "segment": [1, 2], "label": "run"}
+FOREIGN = {
+    "plain list": ([ITEM, ITEM], ["list of 2 entries", "video, segment, label", "selfdetr-data import"]),
+    "database as a list": ({"database": [ITEM]}, ['list under "database"', "write"]),
+    "empty database": ({"database": {}}, ["without videos"]),
+    "videos": ({"videos": {"a": {"subset": "training"}}}, ['under "videos"', '"database"']),
+    "COCO": ({"images": [], "annotations": [], "categories": []}, ["COCO", "category"]),
+    "captions": ({"v_a": {"duration": 3, "timestamps": [[0, 1]], "sentences": ["x"]}}, ["captions", "class"]),
+    "results": ({"version": "1", "results": {"a": []}}, ["detections", "selfdetr-eval"]),
+    "no database": (database(), ['without the "database"', "around"]),
+    "MultiTHUMOS": ({"a": {"subset": "testing", "duration": 3, "actions": [[3, 1, 2]]}}, ["MultiTHUMOS", "class"]),
+    "lists by video": ({"a": [[1, 2, "run"]]}, ["list of segments", "selfdetr-data import"]),
+}
+
+
+@pytest.mark.parametrize("content, words", FOREIGN.values(), ids=FOREIGN)
+def test_other_layouts_are_recognised(folder, content, words):
+    (folder / "annotations.json").write_text(json.dumps(content))
+    findings = check_folder(folder)
+    finding = of(findings, "annotation layout")
+    said = f"{finding.what} {finding.mend}"
+    assert finding.severity == "error" and [word for word in words if word not in said] == [], said
+    assert main(["check", str(folder)]) == 2
+
+
+def test_features_are_checked_without_annotations(folder):
+    (folder / "annotations.json").write_text("[]")
+    save(np.full((9, 6), np.nan, np.float32), "b")(folder)
+    assert {"annotation layout", "NaN"} <= kinds(check_folder(folder))
+
+
+def test_what_lies_beside_a_missing_annotation_file(folder):
+    (folder / "annotations").mkdir()
+    (folder / "annotations.json").rename(folder / "annotations" / "thumos14.json")
+    (folder / "annotations" / "BasketballDunk_val.txt").write_text("video_validation_0000001  12.3 45.6\n")
+    (folder / "segments.tsv").write_text("video\tstart\tend\tlabel\n")
+    (folder / "readme.txt").write_text("not a table of segments\n")
+    findings = check_folder(folder)
+    items = {finding.item: finding for finding in findings.found if finding.kind == "annotations elsewhere"}
+    assert set(items) == {"annotations/thumos14.json", "annotations", "segments.tsv"}
+    assert '"annotations": "annotations/thumos14.json"' in items["annotations/thumos14.json"].mend
+    assert "BasketballDunk_val.txt" in items["annotations"].what and "import segments.tsv" in items["segments.tsv"].mend
+    assert check_folder(folder, annotations="annotations/thumos14.json").ok
+
+
+def test_names_listed_twice_are_all_named_and_the_rest_is_checked(folder):
+    path = folder / "annotations.json"
+    path.write_text(path.read_text().replace('"c": {', '"b": {').replace('"e": {', '"d": {'))
+    findings = check_folder(folder)
+    twice = findings.table[findings.table.kind == "listed twice"]
+    assert len(twice) == 2 and "test (1 videos" in findings.known["subsets found"]
+
+
+# Instances, labels and subsets.
+
+
+def test_odd_instances_are_warnings_with_their_video(folder):
+    edit(
+        lambda d: d["a"]["annotations"].extend(
+            [
+                annotation("run", 29, 31),
+                annotation("jump", 31, 33),
+                annotation("run", 1, 3),
+                annotation("run", 1.05, 3),
+                annotation("jump", 1.05, 3),
+                annotation("Ambiguous", 4, 5),
+                annotation("run", 10, 10.01),
+            ]
+        )
+    )(folder)
+    findings = check_folder(folder, min_seconds=0.02, **SMALL)
+    odd = {finding.kind: finding for finding in findings.found if finding.item == "video 'a'"}
+    assert set(odd) == {
+        "instance clipped",
+        "instance beyond",
+        "instance duplicate",
+        "near duplicates",
+        "instance ignored",
+        "instance short",
+    }
+    assert findings.ok and "0.97" in odd["near duplicates"].what and odd["instance ignored"].severity == "note"
+
+
+@pytest.mark.parametrize("change, words", [(lambda t: 30 * t, "not in seconds"), (lambda t: t / 30, "fractions")])
+def test_times_in_other_units_are_errors(folder, change, words):
+    def spoil(entries):
+        for entry in entries.values():
+            for item in entry["annotations"]:
+                item["segment"] = [change(time) for time in item["segment"]]
+
+    edit(spoil)(folder)
+    finding = of(check_folder(folder), "units")
+    assert finding.severity == "error" and words in finding.what
+
+
+def test_labels(folder):
+    edit(
+        lambda d: (
+            d["a"]["annotations"].append(annotation("Run ", 8, 9)),
+            d["d"]["annotations"].append(annotation("swim", 8, 9)),
+        )
+    )(folder)
+    findings = check_folder(folder)
+    assert "'Run ' and 'run'" in of(findings, "near spellings").what
+    assert of(findings, "class without train instances").item == "class 'swim'"
+    assert of(findings, "class without test instances").item == "class 'Run '"
+    assert findings.classes.loc["run"].to_dict() == {"train": 4, "test": 1}
+    assert {"unknown label"} == kinds(check_folder(folder, classes=["run", "jump"])) & {"unknown label"}
+
+
+def test_subsets_that_match_nothing_list_those_found(folder):
+    findings = check_folder(folder, train=["trainig", "dev"], test="test")
+    cases = findings.table[findings.table.kind == "subsets"]
+    assert len(cases) == 2 and cases.what.str.contains("found: test, training").all()
+    assert "did you mean 'training'?" in cases.mend.iloc[0]
+
+
+def test_a_training_split_without_instances_is_an_error(folder):
+    edit(lambda d: [d[name].update(annotations=[]) for name in "abc"])(folder)
+    assert of(check_folder(folder), "no instances").severity == "error"
+    edit(lambda d: [d[name].update(annotations=[]) for name in "de"])(folder)
+    assert of(check_folder(folder, train="training", test="test"), "no instances").severity == "warning"
+
+
+# Features.
+
+
+def test_transposed_files_are_one_error_with_one_mend(folder):
+    for path in (folder / "features").iterdir():
+        np.save(path, np.load(path).T)
+    findings = check_folder(folder)
+    assert {f.kind for f in findings.found if f.severity == "error"} == {"channels first"}
+    assert '"channels_first": true' in of(findings, "channels first").mend
+    assert check_folder(folder, channels_first=True).ok
+    for path in (folder / "features").iterdir():
+        np.save(path, np.load(path).T)
+    assert '"channels_first": false' in of(check_folder(folder, channels_first=True), "channels first").mend
+
+
+@pytest.mark.parametrize("fps, stride, snippet", [(29.97, 4, 16), (25, 8, 16), (10, 1, 1), (30, 16, 16)])
+@pytest.mark.parametrize("how", ["whole snippets", "padded", "rounded"])
+def test_usual_extractions_have_the_right_length(fps, stride, snippet, how):
+    grid, found = TimeGrid(fps, stride, snippet), Findings("x")
+    durations = {str(i): 7.0 + 13.7 * i for i in range(12)}
+    count = {
+        "whole snippets": lambda n: (n - snippet) // stride + 1,
+        "padded": lambda n: -(-n // stride),
+        "rounded": lambda n: round(n / stride),
+    }[how]
+    shapes = {name: (int(count(int(seconds * fps))), 8) for name, seconds in durations.items()}
+    check.check_lengths(shapes, durations, dict.fromkeys(shapes, grid), found)
+    assert not found.found
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [((30, 4, 16), (30, 8, 16)), ((30, 16, 16), (30, 4, 16)), ((25, 4, 16), (30, 4, 16)), ((60, 5, 5), (30, 5, 5))],
+)
+def test_the_stride_or_rate_that_would_fit_is_named(wrong, right):
+    durations = {str(i): 40.0 + 33.3 * i for i in range(12)}
+    shapes = {name: (int(seconds * right[0] / right[1]), 8) for name, seconds in durations.items()}
+    found = Findings("x")
+    check.check_lengths(shapes, durations, dict.fromkeys(shapes, TimeGrid(*wrong)), found)
+    finding = of(found, "time grid")
+    expected = f"fps {right[0]} instead" if wrong[0] != right[0] else f"stride {right[1]} instead"
+    assert expected in finding.mend and finding.severity == ("warning" if wrong[0] == 25 else "error")
+
+
+def test_blocks_keep_memory_small(folder, monkeypatch):
+    monkeypatch.setattr(check, "BLOCK", 64)
+    features = np.zeros((200, 6), np.float16)
+    features[[3, 150], 2] = np.nan
+    save(features)(folder)
+    assert "in 2 of 200 steps, first in step 3" in of(check_folder(folder), "NaN").what
+    sizes = []
+    finite = np.isfinite
+    monkeypatch.setattr(np, "isfinite", lambda block: sizes.append(block.size) or finite(block))
+    check_folder(folder)
+    assert max(sizes) <= 64
+
+
+@pytest.mark.parametrize("kind", ["npz", "pt"])
+def test_other_formats_are_looked_through_as_well(folder, kind):
+    for path in (folder / "features").iterdir():
+        array = np.load(path)
+        if path.stem == "b":
+            array[7] = np.inf
+        np.savez(path.with_suffix(".npz"), array) if kind == "npz" else torch.save(
+            torch.from_numpy(array), path.with_suffix(".pt")
+        )
+        path.unlink()
+    findings = check_folder(folder, feature_format=kind)
+    assert [finding.item for finding in findings.found if finding.severity == "error"] == [f"features/b.{kind}"]
+
+
+# Windows and the time grid.
+
+
+def test_lost_instances_are_those_of_the_windows(folder):
+    edit(lambda d: d["a"]["annotations"].append(annotation("run", 2, 27)))(folder)
+    loaded = load_dataset(folder)
+    findings = check_folder(folder, window=96)
+    lost = data.training_windows(loaded, 96).lost
+    assert lost > 0 and findings.known["train windows"].endswith(f"without {lost} of the instances")
+    cases = {finding.item: finding for finding in findings.found if finding.kind == "windows"}
+    assert (
+        f"{lost} of 7 train instances" in cases["train windows"].what and cases["train windows"].severity == "warning"
+    )
+    length = int(cases["train windows"].mend.split("window of ")[1].split()[0])
+    held = data.training_windows(loaded, length).lost + data.test_windows(loaded, length).lost
+    assert held <= 0.05 * 9
+
+
+def test_no_training_window_at_all_is_an_error(folder):
+    findings = check_folder(folder, window=2)
+    assert [f.severity for f in findings.found if f.item == "train windows"] == ["error"]
+
+
+@given(start=st.floats(0, 500), steps=st.floats(0.01, 80))
+def test_rounding_to_steps_is_the_best_of_all_whole_steps(start, steps):
+    segment = np.array([[start, start + steps]])
+    ((low, high),) = check.round_to_steps(segment)
+    assert (low + 0.5) % 1 == 0 and (high + 0.5) % 1 == 0 and high > low
+    assert abs(low - start) <= 1 and abs(high - start - steps) <= 1
+
+
+def test_short_instances(folder):
+    edit(lambda d: d["a"]["annotations"].extend(annotation("run", 10 + i, 10.05 + i) for i in range(5)))(folder)
+    finding = of(check_folder(folder, **SMALL), "resolution")
+    assert finding.severity == "warning" and "38.5 % of 13 instances are shorter than one step" in finding.what
+    assert "4 times as many" in finding.mend
+
+
+# What a report looks like.
+
+
+def test_groups_are_short_and_the_table_is_complete(folder):
+    rename(folder, lambda path: path.with_name(f"v_{path.name}"))
+    findings = check_folder(folder)
+    assert str(findings).count("is not there") == 3 and "... and 2 more" in str(findings)
+    assert findings.markdown().count("is not there") == 3 and "2 more: error, missing features" in findings.markdown()
+    assert len(findings.table) == len(findings.found) >= 5
+    assert list(findings.table.columns) == ["severity", "kind", "item", "what", "mend"]
+    assert json.loads(json.dumps(findings.to_dict()))["ok"] is False and list(findings.facts.columns) == [
+        "fact",
+        "value",
+    ]
+
+
+def test_severities_come_in_order_and_pipes_do_not_break_tables():
+    findings = Findings("x")
+    for severity in ("note", "error", "warning"):
+        findings.add(severity, severity, "a|b", "what", "mend")
+    assert findings.table.severity.tolist() == ["error", "warning", "note"]
+    assert all(
+        line.replace("\\|", "").count("|") == 5 for line in findings.markdown().splitlines() if line.startswith("|")
+    )
+
+
+def test_data_check_is_this_check(folder):
+    assert data.check(folder, window=64).to_dict() == check_folder(folder, window=64).to_dict()
+
+
+# The layouts of the common releases.
+
+
+def thumos_layout(folder, names, channels=2048, kind="npy", turned=False):
+    "The layout of the widely used release, with features simulated at the real lengths."
+    source = data.find_data("thumos14")
+    if source is None:
+        pytest.skip("the THUMOS14 annotations are not on this machine")
+    whole = data.read_json(source / "annotations.json")
+    whole["database"] = {name: whole["database"][name] for name in names}
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "i3d_features").mkdir()
+    (folder / "annotations" / "thumos14.json").write_text(json.dumps(whole))
+    random = np.random.default_rng(0)
+    for name, entry in whole["database"].items():
+        steps = (round(entry["duration"] * entry["fps"]) - 16) // 4 + 1
+        array = random.standard_normal((steps, channels), dtype=np.float32).astype(np.float16)
+        array = array.T if turned else array
+        path = folder / "i3d_features" / f"{name}.{kind}"
+        if kind == "npy":
+            np.save(path, array)
+        elif kind == "npz":
+            np.savez(path, features=array)
+        else:
+            torch.save(torch.from_numpy(np.ascontiguousarray(array)), path)
+    return folder
+
+
+HANDFUL = [
+    "video_validation_0000051",
+    "video_validation_0000052",
+    "video_validation_0000053",
+    "video_test_0000004",
+    "video_test_0000006",
+]
+
+
+@pytest.mark.parametrize("kind, turned", [("npy", False), ("npz", False), ("pt", False), ("npy", True)])
+def test_the_layout_of_thumos14(tmp_path, kind, turned):
+    folder = thumos_layout(tmp_path / "thumos14", HANDFUL, kind=kind, turned=turned)
+    options = dict(release="thumos14", feature_format=kind, channels_first=turned)
+    findings = check_folder(folder, **options)
+    assert findings.ok and {f.kind for f in findings.found} <= {
+        "class without test instances",
+        "windows",
+        "class without train instances",
+    }, str(findings)
+    assert findings.known["channels"] == "2048" and findings.known["stride"] == "4"
+    loaded = load_dataset(folder, **options, in_memory=False)
+    assert (len(loaded.split("train")), len(loaded.split("test")), loaded.channels) == (3, 2, 2048)
+    assert findings.known["train windows"].startswith(f"{len(data.training_windows(loaded))},")
+    assert loaded.features(HANDFUL[0]).shape[0] == loaded.by_name[HANDFUL[0]].steps
+    wrong = check_folder(folder, **options | {"channels_first": not turned})
+    assert '"channels_first": ' + json.dumps(turned) in of(wrong, "channels first").mend
+
+
+def test_the_features_of_thumos14_under_another_name(tmp_path):
+    folder = thumos_layout(tmp_path / "thumos14", HANDFUL, channels=4)
+    for path in (folder / "i3d_features").iterdir():
+        path.rename(path.with_name(f"v_{path.name}"))
+    findings = check_folder(folder, release="thumos14")
+    first = next(f for f in findings.found if f.kind == "missing features")
+    assert "video_validation_0000051.npy is not there, but v_video_validation_0000051.npy is" in first.what
+    assert check_folder(folder, release="thumos14", prefix="v_").ok
+
+
+def test_all_annotations_of_thumos14_are_read_and_reported(tmp_path):
+    source = data.find_data("thumos14")
+    if source is None:
+        pytest.skip("the THUMOS14 annotations are not on this machine")
+    findings = check_folder(source, stride=4, snippet=16)
+    assert findings.table.groupby("kind").size().to_dict() == {"feature folder": 1, "instance beyond": 26}
+    assert findings.classes.to_numpy().sum() == 3003 + 3358 - 26 and len(findings.classes) == 20
+
+
+def activitynet_layout(folder, resized=None):
+    "ActivityNet-1.3: names without v_ in the annotations, with it in the files; testing without annotations."
+    random, entries = np.random.default_rng(0), {}
+    for i in range(14):
+        name, seconds = f"{random.integers(16**10):010x}_", float(random.uniform(20, 230))
+        subset = ("training", "validation", "testing")[0 if i < 7 else 1 if i < 11 else 2]
+        start = random.uniform(0, 0.4) * seconds
+        items = [{"label": f"Playing {'polo' if i % 2 else 'harmonica'}", "segment": [start, start + 0.5 * seconds]}]
+        entries[name] = {
+            "duration": round(seconds, 2),
+            "subset": subset,
+            "resolution": "320x240",
+            "url": "",
+            "annotations": [] if subset == "testing" else items,
+        }
+        (folder / "i3d_features").mkdir(parents=True, exist_ok=True)
+        steps = resized or round(seconds * 25 / 16)
+        np.save(folder / "i3d_features" / f"v_{name}.npy", random.normal(size=(steps, 32)).astype(np.float32))
+    content = {"version": "VERSION 1.3", "taxonomy": [{"nodeId": 1, "nodeName": "Playing polo"}], "database": entries}
+    (folder / "activity_net.v1-3.min.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("resized", [None, 100])
+def test_the_layout_of_activitynet(tmp_path, resized):
+    folder = activitynet_layout(tmp_path / "anet", resized)
+    findings = check_folder(folder, release="activitynet13", window=192)
+    assert findings.ok and not findings.found, str(findings)
+    loaded = load_dataset(folder, release="activitynet13")
+    assert (len(loaded.split("train")), len(loaded.split("test"))) == (7, 4)
+    assert {video.steps for video in loaded.videos} == {192} and "testing (3 videos" in findings.known["subsets found"]
+
+
+def test_activitynet_without_its_settings_is_explained(tmp_path):
+    folder = activitynet_layout(tmp_path / "anet", 100)
+    findings = check_folder(folder)
+    assert {"annotation file", "annotations elsewhere", "feature folder"} == kinds(findings)
+    more = dict(annotations="activity_net.v1-3.min.json", features="i3d_features")
+    assert '"prefix": "v_"' in check_folder(folder, **more).table.query("kind == 'missing features'").mend.iloc[0]
+    more |= dict(prefix="v_", fps=25.0, stride=16, snippet=16)
+    assert '"resize": 100' in of(check_folder(folder, **more), "time grid").mend
+    assert check_folder(folder, resize=100, window=100, **more).ok
+
+
+# Tables of segments.
+
+ROWS = [("a", 1, 3, "run"), ("a", 5, 8.5, "jump"), ("b", 0, 2, "run"), ("c", 2, 4, "jump")]
+
+
+def segments(path, header="video,start,end,label", rows=ROWS, delimiter=",", end="\n"):
+    lines = [header, *(delimiter.join(map(str, row)) for row in rows)]
+    path.write_text(end.join(lines) + end)
+    return path
+
+
+def stored(folder):
+    return json.loads((folder / "annotations.json").read_text())["database"]
+
+
+@pytest.mark.parametrize(
+    "header, delimiter, end",
+    [
+        ("video,start,end,label", ",", "\n"),
+        ("Video_ID;T_Start;T_End;Class", ";", "\r\n"),
+        ("filename\tbegin\tend\taction", "\t", "\n"),
+        ("\ufeffvideo,Start (s),End (s),Label", ",", "\n"),
+    ],
+)
+def test_the_usual_tables_are_read(tmp_path, header, delimiter, end):
+    table = segments(tmp_path / "table", header, delimiter=delimiter, end=end)
+    done = import_segments(table, tmp_path / "x", test_share=0.34)
+    entries = stored(tmp_path / "x")
+    assert done.instances == 4 and done.videos == 3 and list(entries) == ["a", "b", "c"]
+    assert [item["segment"] for item in entries["a"]["annotations"]] == [[1, 3], [5, 8.5]]
+    assert sorted(entry["subset"] for entry in entries.values()) == ["test", "training", "training"]
+    assert entries["a"]["duration"] == 8.5 and "warning" in str(done)
+
+
+def test_columns_of_subsets_and_durations_and_recordings_without_actions(tmp_path):
+    rows = [("a", 1, 3, "run", "train", 30), ("a", 5, 8, "jump", "train", ""), ("b", "", "", "", "val", 12)]
+    table = segments(tmp_path / "t.csv", "video,start,end,label,split,duration", rows)
+    done = import_segments(table, tmp_path / "x")
+    assert stored(tmp_path / "x")["b"] == {"subset": "val", "duration": 12, "annotations": []}
+    assert "warning" not in str(done) and "train 1, val 1" in str(done)
+    with pytest.raises(DataError, match="leave test_share out"):
+        import_segments(table, tmp_path / "y", test_share=0.5)
+
+
+def test_durations_from_features_make_a_folder_that_loads(folder):
+    rows = [
+        (name, *item["segment"], item["label"]) for name, entry in database().items() for item in entry["annotations"]
+    ]
+    (folder / "dataset.json").write_text(json.dumps({"fps": 10, "stride": 1, "snippet": 1}))
+    done = import_segments(segments(folder / "t.csv", rows=rows), folder, force=True, test_share=0.5)
+    assert "durations from the features: 4 videos" in done.notes
+    assert {name: entry["duration"] for name, entry in stored(folder).items()} == {"a": 30, "b": 20, "c": 5, "d": 25}
+    assert check_folder(folder, **SMALL).ok and len(load_dataset(folder).ground_truth(None)) == 8
+
+
+@pytest.mark.parametrize(
+    "header, rows, words",
+    [
+        ("clip,start,end,label", ROWS, ["no column for the video", "found: clip, start, end, label", "columns="]),
+        ("video,start,begin,end,label", [("a", 1, 2, 3, "x")], ["'start' and 'begin'", "--column start="]),
+        (
+            "video,start,end,label",
+            [("a", 1, 3, "x"), ("a", 3, 1, "x"), ("a", -1, 1, "x")],
+            ["line 3: ends at 1 s", "line 4"],
+        ),
+        ("video,start,end,label", [("a", "1,5", 3, "x")], ["line 2", "5 cells instead of 4", "quote"]),
+        ("video,start,end,label", [("a", "one", 3, "x")], ["line 2", "start is 'one'", "h:m:s"]),
+        ("video,start,end,label", [("a", "nan", 3, "x")], ["line 2", "start is nan", "finite"]),
+        ("video,start,end,label", [("a", 1, 3, "")], ["line 2", "no label"]),
+        ("video,start,end,label", [("", 1, 3, "x")], ["line 2", "no video"]),
+        (
+            "video,start,end,label,subset",
+            [("a", 1, 3, "x", "train"), ("a", 4, 5, "x", "test")],
+            ["line 3", "'a'", "'test'", "'train' ", "line 2"][:3] + ["write the same"],
+        ),
+        ("video,start,end,label,subset", [("a", 1, 3, "x", "")], ["line 2", "no subset"]),
+        (
+            "video,start,end,label,duration",
+            [("a", 1, 3, "x", 9), ("a", 4, 5, "x", 8), ("b", 1, 2, "x", 9)],
+            ["line 3", "duration 8", "write the same"],
+        ),
+        ("video,start,end,label,duration", [("a", 1, 3, "x", 0), ("b", 4, 5, "x", 8)], ["line 2", "duration is 0"]),
+        ("video,start_frame,end_frame,label", ROWS, ["frames", "fps="]),
+        ("video,start,end,label", [], ["no rows"]),
+        (
+            "video,start,end,label",
+            [("a", "", "", "")] + ROWS[2:],
+            ["line 2", "no segment, no duration and no features"],
+        ),
+        ("video,start,end,label", ROWS[:2], ["1 videos cannot be split"]),
+    ],
+)
+def test_bad_tables_are_refused_with_line_and_mend_and_nothing_is_written(tmp_path, header, rows, words):
+    table = segments(tmp_path / "t.csv", header, rows)
+    with pytest.raises(DataError) as caught:
+        import_segments(table, tmp_path / "x")
+    message = str(caught.value)
+    assert [word for word in ["t.csv", *words] if word not in message] == [], message
+    assert "\n" not in message and not (tmp_path / "x").exists()
+
+
+def test_unreadable_tables(tmp_path):
+    (tmp_path / "t.csv").write_bytes("video,start,end,label\nä,1,2,x\n".encode("latin-1"))
+    for path, words in ((tmp_path / "t.csv", "UTF-8"), (tmp_path / "none.csv", "check the path")):
+        with pytest.raises(DataError, match=words):
+            import_segments(path, tmp_path / "x")
+
+
+def test_frames_and_named_columns(tmp_path):
+    table = segments(
+        tmp_path / "t.csv", "clip,start_frame,stop_frame,verb", [("a", 30, 75, "cut"), ("b", 0, 15, "cut")]
+    )
+    columns = {"video": "clip", "label": "verb"}
+    import_segments(table, tmp_path / "x", fps=30, columns=columns)
+    assert (
+        stored(tmp_path / "x")["a"]["annotations"] == [annotation("cut", 1.0, 2.5)]
+        and stored(tmp_path / "x")["a"]["fps"] == 30
+    )
+    assert (
+        main(
+            [
+                "import",
+                str(table),
+                str(tmp_path / "y"),
+                "--fps",
+                "30",
+                "--column",
+                "video=clip",
+                "--column",
+                "label=verb",
+            ]
+        )
+        == 0
+    )
+    assert stored(tmp_path / "y") == stored(tmp_path / "x")
+
+
+def test_an_annotation_file_is_replaced_only_when_asked(tmp_path):
+    table, folder = segments(tmp_path / "t.csv"), tmp_path / "x"
+    import_segments(table, folder)
+    before = (folder / "annotations.json").read_bytes()
+    with pytest.raises(DataError, match="--force"):
+        import_segments(table, folder, seed=5)
+    assert (folder / "annotations.json").read_bytes() == before
+    import_segments(segments(table, rows=ROWS[:3]), folder, force=True)
+    assert list(stored(folder)) == ["a", "b"] and [path.name for path in folder.iterdir()] == ["annotations.json"]
+
+
+@given(
+    names=st.sets(st.text(st.characters(categories=("L", "N")), min_size=1, max_size=8), min_size=2, max_size=40),
+    share=st.floats(0.05, 0.9),
+    seed=st.integers(0, 9),
+)
+def test_drawn_subsets_depend_on_names_and_seed_only(names, share, seed):
+    drawn = check.draw_subsets(sorted(names), share, seed)
+    assert drawn == check.draw_subsets(sorted(names, reverse=True), share, seed) and set(drawn) == names
+    tests = list(drawn.values()).count("test")
+    assert 1 <= tests < len(names) and abs(tests - share * len(names)) <= 1
+
+
+# The command.
+
+
+def test_the_command_prints_the_findings_and_ends_in_0_or_2(folder, tmp_path, capsys):
+    wanted = [tmp_path / "out.json", tmp_path / "out.md"]
+    assert main(["check", str(folder), "--window", "64", "--json", str(wanted[0]), "--markdown", str(wanted[1])]) == 0
+    shown, findings = capsys.readouterr(), check_folder(folder, window=64)
+    assert shown.out == f"{findings}\n" and shown.err == ""
+    assert json.loads(wanted[0].read_text()) == findings.to_dict() and wanted[1].read_text() == findings.markdown()
+    save(np.array([{}], dtype=object))(folder)
+    assert main(["check", str(folder), "--json", str(wanted[0])]) == 2
+    shown = capsys.readouterr()
+    assert "pickled objects" in shown.out and json.loads(wanted[0].read_text())["ok"] is False
+    assert (
+        shown.err.startswith("selfdetr-data: error: sports: cannot be trained on (1 error")
+        and shown.err.count("\n") == 1
+    )
+
+
+def test_the_options_of_the_command_reach_the_check(folder, capsys):
+    rename(folder, lambda path: path.with_name(f"v_{path.name}"))
+    assert main(["check", str(folder), "--prefix", "v_", "--stride", "1", "--snippet", "1", "--train", "training"]) == 0
+    assert main(["check", str(folder), "--prefix", "v_", "--stride", "4", "--train", "dev"]) == 2
+    shown = capsys.readouterr().out
+    assert "set stride 1 instead of 4" in shown and "no video is in subset 'dev'" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("check nowhere", "nowhere: no such folder"),
+        ("import none.csv x", "none.csv: cannot be read"),
+        ("import none.csv x --column verb", "WHAT=NAME"),
+        ("check . --json ./setup.cfg/x --window 0", "windows of 0 steps"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_and_status_2(folder, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(folder)
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("selfdetr-data: error: ") and error.count("\n") == 1 and message in error
+
+
+def test_the_installed_command(folder):
+    code = "import sys; from selfdetr.check import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check", str(folder)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "sports: can be trained on" in done.stdout, done.stderr
+    done = subprocess.run([sys.executable, "-c", code, "check", "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "exit status" in done.stdout
+
+
+def test_tables_are_frames(folder):
+    findings = check_folder(folder)
+    assert isinstance(findings.table, pd.DataFrame) and isinstance(findings.facts, pd.DataFrame)
