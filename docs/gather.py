@@ -5,11 +5,13 @@ no one writes: one for each module, one for each folder of results. Notebooks lo
 library only: the tests use it without Sphinx.
 """
 
+import ast
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
+from textwrap import indent
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "benchmarks/README.md", "results/claims.md")
@@ -112,6 +114,20 @@ def modules() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
+def constants(module: str) -> str:
+    "Exported values and types of a module as the code defines them; docstrings say nothing about these."
+    text = (ROOT / "selfdetr" / f"{module}.py").read_text(encoding="utf-8")
+    lines, parts = text.splitlines(), []
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name) and not target.id.startswith("_")]
+        if names:
+            code = indent("\n".join(lines[node.lineno - 1 : node.end_lineno]), " " * 6)
+            head = f".. py:data:: {names[0]}\n   :module: selfdetr.{module}\n"
+            parts.append(f"{head}\n   .. code-block:: python\n\n{code}\n")
+    return "## Values and types\n\n```{eval-rst}\n" + "\n".join(parts) + "```\n" if parts else ""
+
+
 def module_page(module: str, written_in: str) -> str:
     "The page of a module; what it shows is read from the docstrings."
     return f"""# {module}
@@ -123,7 +139,8 @@ The notebook [{Path(written_in).stem}](../{written_in}) explains, shows and test
    :members:
    :undoc-members:
 ```
-"""
+
+{constants(module)}"""
 
 
 def results_page(folder: Path) -> str:
