@@ -31,7 +31,7 @@ highlight_language = "none"  # of blocks that name no language; code cells are P
 
 nb_execution_mode = "off"
 nb_merge_streams = True
-smartquotes = False
+smartquotes_action = "De"  # quotation marks stay as they are written
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 
@@ -39,6 +39,7 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types stand beside the parameters
 autodoc_preserve_defaults = True
+viewcode_follow_imported_members = False
 
 html_theme = "furo"
 html_title = project

@@ -5,11 +5,13 @@ no one writes: one for each module, one for each folder of results. Notebooks lo
 library only: the tests use it without Sphinx.
 """
 
+import ast
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
+from textwrap import indent
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "benchmarks/README.md", "results/claims.md")
@@ -103,13 +105,27 @@ def documents() -> list[Path]:
 
 
 def modules() -> dict[str, str]:
-    "The notebook each module is written in, in reading order."
+    "The notebook each module is written in."
     found = {}
-    for path in (ROOT / "selfdetr").glob("[!_]*.py"):
+    for path in sorted((ROOT / "selfdetr").glob("[!_]*.py")):
         match = re.search(r"File to edit: \.\./(nbs/\w+\.ipynb)", path.read_text(encoding="utf-8"))
         if match:
             found[path.stem] = match[1]
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    return found
+
+
+def constants(module: str) -> str:
+    "Exported values and types of a module as the code defines them; docstrings say nothing about these."
+    text = (ROOT / "selfdetr" / f"{module}.py").read_text(encoding="utf-8")
+    lines, parts = text.splitlines(), []
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name) and not target.id.startswith("_")]
+        if names:
+            code = indent("\n".join(lines[node.lineno - 1 : node.end_lineno]), " " * 6)
+            head = f".. py:data:: {names[0]}\n   :module: selfdetr.{module}\n"
+            parts.append(f"{head}\n   .. code-block:: python\n\n{code}\n")
+    return "## Values and types\n\n```{eval-rst}\n" + "\n".join(parts) + "```\n" if parts else ""
 
 
 def module_page(module: str, written_in: str) -> str:
@@ -123,7 +139,8 @@ The notebook [{Path(written_in).stem}](../{written_in}) explains, shows and test
    :members:
    :undoc-members:
 ```
-"""
+
+{constants(module)}"""
 
 
 def results_page(folder: Path) -> str:
@@ -141,41 +158,32 @@ The notebooks as `make reproduce` executed them.
 """
 
 
-def write(path: Path, text: str) -> Path:
-    "Write a file unless it holds the text already, so that Sphinx reads only what has changed."
+def write(path: Path, content: str | Path) -> None:
+    "Write a text, or copy a file, into folders that need not exist yet."
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-    return path
+    if isinstance(content, Path):
+        shutil.copyfile(content, path)
+    else:
+        path.write_text(content, encoding="utf-8")
 
 
-def copy(path: Path, to: Path) -> Path:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    if not to.exists() or to.read_bytes() != path.read_bytes():
-        shutil.copyfile(path, to)
-    return to
-
-
-def gather(folder: Path) -> list[Path]:
-    "Write the sources; what a former call left and nothing needs any more is removed."
-    written = [copy(path, folder / path.name) for path in (ROOT / "docs").glob("*.md")]
+def gather(folder: Path) -> None:
+    "Write the sources of the site into a folder; a page that links to what does not exist ends the program."
     pages = documents()
+    write(folder / "index.md", ROOT / "docs" / "index.md")
     for path in pages:
-        written.append(write(folder / path.relative_to(ROOT), shown(path)))
+        write(folder / path.relative_to(ROOT), shown(path))
         for link in local_links(path):
             target = (path.parent / link).resolve()
-            if not target.is_file():
-                raise SystemExit(f"{path.relative_to(ROOT)}: links to {link}, which is no file")
+            if not (target.is_file() and target.is_relative_to(ROOT)):
+                raise SystemExit(f"{path.relative_to(ROOT)}: links to {link}, which is no file of the repository")
             if target not in pages:
-                written.append(copy(target, folder / target.relative_to(ROOT)))
+                write(folder / target.relative_to(ROOT), target)
     for module, written_in in modules().items():
-        written.append(write(folder / "api" / f"{module}.md", module_page(module, written_in)))
-    for results in sorted({path.parent for path in pages if path.parent.parent.name == "results"}):
-        written.append(write(folder / "results" / results.name / "index.md", results_page(results)))
-    for path in [path for path in folder.rglob("*") if path.is_file() and path not in written]:
-        path.unlink()
-    return written
+        write(folder / "api" / f"{module}.md", module_page(module, written_in))
+    for results in {path.parent for path in pages if path.parent.parent.name == "results"}:
+        write(folder / "results" / results.name / "index.md", results_page(results))
 
 
 if __name__ == "__main__":
-    print(f"{len(gather(Path(sys.argv[1]).resolve()))} files")
+    gather(Path(sys.argv[1]).resolve())

@@ -124,12 +124,14 @@ def test_executed_copies_show_pictures(site):
         assert all((path.parent / file).is_file() for file in linked)
 
 
-def test_gathering_again_touches_nothing_and_clears_away_what_is_gone(site):
-    old = site / "nbs" / "99_gone.ipynb"
-    old.write_text("{}")
-    before = {path: path.stat().st_mtime_ns for path in site.rglob("*") if path.is_file() and path != old}
-    gather.gather(site)
-    assert {path: path.stat().st_mtime_ns for path in site.rglob("*") if path.is_file()} == before
+def test_a_dead_link_ends_the_gathering(tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("")
+    (tmp_path / "README.md").write_text("[gone](nbs/99_gone.ipynb)")
+    monkeypatch.setattr(gather, "ROOT", tmp_path)
+    monkeypatch.setattr(gather, "PAGES", ("README.md",))
+    with pytest.raises(SystemExit, match="README.md: links to nbs/99_gone.ipynb, which is no file of the repository"):
+        gather.gather(tmp_path / "out")
 
 
 def test_the_check_of_the_site_finds_what_is_broken(tmp_path):
