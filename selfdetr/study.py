@@ -51,7 +51,14 @@ from .denoising import make_criterion
 from .diversity import collapse_report
 from .evaluation import Evaluation, Protocol, evaluate, markdown_table
 from .feedback import FeedbackConfig
-from .inference import InferenceConfig, detect_dataset, fuse_scores, read_video_scores, write_results
+from selfdetr.inference import (
+    InferenceConfig,
+    detect_dataset,
+    fuse_scores,
+    read_video_scores,
+    save_detector,
+    write_results,
+)
 from .losses import LossConfig
 from .model import ModelConfig, SelfDETR, load_model, make_model, save_model
 from .plots import plot_table, save
@@ -268,8 +275,8 @@ def module_names(path: Path) -> tuple[dict[str, list[ast.stmt]], dict[str, tuple
     defined: dict[str, list[ast.stmt]] = {}
     imported: dict[str, tuple[str, str]] = {}
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            imported |= {a.asname or a.name: (str(node.module), a.name) for a in node.names}
+        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("selfdetr.")):
+            imported |= {a.asname or a.name: (str(node.module).split(".")[-1], a.name) for a in node.names}
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.setdefault(node.name, []).append(node)
         else:
@@ -378,6 +385,7 @@ def measure(model: SelfDETR, data: Dataset, spec: RunSpec, folder: Path) -> dict
     if data.video_scores is not None:
         detections = fuse_scores(detections, read_video_scores(data.video_scores))
     write_results(detections, folder / "detections.json")
+    save_detector(folder, data, spec.inference)
     result = judge_detections(detections, data)
     percent = (100 * result.per_class).rename(columns="{:g}".format)
     return {

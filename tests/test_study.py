@@ -86,7 +86,7 @@ def assert_same_run(a, b):
     assert measured(a) == measured(b)
     histories = (run.history.drop(columns="seconds") for run in (a, b))
     pd.testing.assert_frame_equal(*histories, check_exact=True)
-    for name in ("checkpoint.safetensors", "detections.json", "config.json", "spec.json"):
+    for name in ("checkpoint.safetensors", "detections.json", "detector.json", "config.json", "spec.json"):
         assert (a.folder / name).read_bytes() == (b.folder / name).read_bytes(), name
 
 
