@@ -13,12 +13,12 @@ DEVICE ?= auto
 DATA_ROOT ?=
 OUT_DIR ?= results
 CLUSTER ?=
-STUDY ?= table1 table3 table4 table5 table6 tableA1 tableA2 tableA3 sensitivity figures
+STUDY ?= table1 table2 table3 table4 table5 table6 tableA1 tableA2 tableA3 sensitivity figures
 
 # Parallelism comes from worker processes, so each of them keeps to one thread.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help reproduce study test export readme check clean
+.PHONY: help reproduce study test docs export readme check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -61,6 +61,18 @@ study: .venv/.ok  ## all tables and figures of the paper, and results/claims.md
 test: .venv/.ok  ## run every notebook as a test, then pytest
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/pytest -q
+
+.venv/.docs: .venv/.ok
+	@$(BIN)/pip install -q -e '.[docs]'
+	@touch $@
+
+# Nothing is executed and nothing fetched: the site shows the outputs that the notebooks hold.
+docs: .venv/.docs  ## build the site: notebooks, results and modules, with search, to be read without a network
+	@rm -rf _docs
+	$(BIN)/python docs/gather.py _docs/source
+	$(BIN)/sphinx-build -q -W --keep-going -c docs _docs/source _docs/html
+	$(BIN)/python docs/check_site.py _docs/html
+	@echo "Open _docs/html/index.html"
 
 export: .venv/.ok  ## write selfdetr/ from the notebooks and clean the notebooks
 	$(BIN)/nbdev_export

@@ -8,19 +8,20 @@ __all__ = ['QUIRKS', 'Report', 'SPELLINGS', 'SETTINGS', 'DEFAULTS', 'RELEASES', 
            'note', 'clean_instances', 'usual_subsets', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations',
            'label_index', 'parse_entry', 'read_database', 'read_annotations', 'read_settings', 'all_settings',
            'find_part', 'grid_for', 'read_npz', 'read_pt', 'reader_for', 'read_features', 'resize_features',
-           'FeatureFiles', 'check_features', 'check_channels', 'Video', 'Dataset', 'load_features', 'join_features',
-           'place_videos', 'check_splits', 'standardise', 'without_classes', 'describe_videos', 'load_dataset', 'check',
-           'window_starts', 'window_targets', 'Batch', 'Windows', 'make_windows', 'training_windows', 'test_windows',
-           'windows_of']
+           'FeatureFiles', 'drop_pages', 'in_blocks', 'check_features', 'check_channels', 'Video', 'Dataset',
+           'load_features', 'join_features', 'place_videos', 'check_splits', 'standardise', 'without_classes',
+           'describe_videos', 'load_dataset', 'check', 'window_starts', 'window_targets', 'Batch', 'Windows',
+           'make_windows', 'training_windows', 'test_windows', 'end_of', 'windows_of']
 
 # %% ../nbs/01_data.ipynb #68c0735c
 import difflib
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -557,6 +558,28 @@ class FeatureFiles:
         return features if self.resize is None else resize_features(features, self.resize)
 
 # %% ../nbs/01_data.ipynb #560fe378
+def drop_pages(
+    features: np.ndarray,  # nothing happens where it is no map of a file
+) -> None:
+    "Give back the memory that holds the looked-at pages of a mapped file; they are read again when needed."
+    base: Any = features
+    while isinstance(base, np.ndarray):
+        base = base.base
+    private = getattr(features, "mode", "c") == "c"  # changes to such a map are nowhere but in its pages
+    if isinstance(base, mmap.mmap) and not private and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def in_blocks(
+    features: np.ndarray,  # (steps, ...)
+    steps: int = 4096,  # of a block; the last may be shorter
+) -> Iterator[np.ndarray]:
+    "Consecutive views; the pages of a mapped file are dropped after each."
+    for first in range(0, len(features), steps):
+        yield features[first : first + steps]
+        drop_pages(features)
+
+
 def check_features(
     features: np.ndarray,  # (steps, channels)
     where: str,  # file and video, for messages
@@ -565,8 +588,9 @@ def check_features(
     if features.dtype.kind not in "fiu":
         raise DataError(f"{where}: holds {features.dtype}, not numbers; save it as float32")
     if not features.size:
-        raise DataError(f"{where}: is empty, shape {features.shape}; extract it again or remove the file")
-    finite = np.isfinite(features).all(axis=1)
+        raise DataError(f"{where}: is empty, shape {features.shape}; extract it again or remove the file "
+                        "(a video shorter than one snippet gives no features)")
+    finite = np.concatenate([np.isfinite(block).all(axis=1) for block in in_blocks(features)])
     if not finite.all():
         raise DataError(f"{where}: has NaN or infinite values in {int((~finite).sum())} steps, first in step "
                         f"{int(finite.argmin())}; extract it again, or replace them")
@@ -972,6 +996,15 @@ def test_windows(
 test_windows.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever its name looks like to pytest
 
 # %% ../nbs/01_data.ipynb #fb3251ab
+def end_of(
+    grid: TimeGrid,
+    steps: int,
+) -> float:
+    "The time in seconds at which a recording of so many feature steps ends, where nothing else is known of it."
+    last_frame = grid.to_seconds(steps - 1) + 0.5 * grid.snippet / grid.fps
+    return max(last_frame, grid.to_seconds(steps - 0.5))
+
+
 def windows_of(
     features: np.ndarray | Tensor,  # (steps, channels)
     length: int = 128,  # steps of a window
@@ -980,13 +1013,11 @@ def windows_of(
     name: str = "recording",
 ) -> Windows:
     "Test windows over one recording without annotations. `DataError` for features that cannot be used."
-    values = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
+    values = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asanyarray(features)
     if values.ndim != 2:
         raise DataError(f"{name}: features have the shape {values.shape}; give a matrix of (steps, channels)")
     check_features(values, name)
-    steps, channels = values.shape
-    last_frame = grid.to_seconds(steps - 1) + 0.5 * grid.snippet / grid.fps
-    duration = max(last_frame, grid.to_seconds(steps - 0.5))
-    video = Video(name, "test", duration, grid, steps, 0, np.zeros((0, 2)), np.zeros(0, dtype=np.int64))
-    dataset = Dataset(Path(name), (), (video,), channels, join_features({name: values}, channels))
-    return test_windows(dataset, length, overlap)
+    nothing = np.zeros((0, 2)), np.zeros(0, dtype=np.int64)
+    video = Video(name, "test", end_of(grid, len(values)), grid, len(values), 0, *nothing)
+    recording = Dataset(Path(name), (), (video,), values.shape[1], None, source=lambda _: values)
+    return test_windows(recording, length, overlap)

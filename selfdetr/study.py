@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SMALL', 'PROFILES', 'WHOLE', 'DATASETS', 'PARAMETERS', 'COMPUTE', 'RunSpec', 'as_type_of', 'override',
-           'settings', 'open_dataset', 'make_spec', 'check_parameters', 'tree_text', 'module_names', 'code_used',
-           'code_hash', 'training_hash', 'source_hash', 'run_hash', 'Run', 'read_run', 'judge_detections', 'measure',
-           'compute', 'measure_again', 'work_folder', 'run', 'watch_epochs', 'attempt', 'submit', 'is_due', 'run_all',
-           'runs', 'interval', 'verdict', 'Table', 'with_interval', 'show_row', 'markdown', 'claimed_value', 'judge',
-           'row_content', 'table', 'read_table', 'write_claims']
+           'settings', 'check_video_scores', 'open_dataset', 'make_spec', 'check_parameters', 'tree_text',
+           'module_names', 'code_used', 'code_hash', 'training_hash', 'source_hash', 'run_hash', 'Run', 'read_run',
+           'judge_detections', 'measure', 'compute', 'measure_again', 'work_folder', 'run', 'watch_epochs', 'attempt',
+           'submit', 'is_due', 'run_all', 'runs', 'interval', 'verdict', 'Table', 'with_interval', 'show_row',
+           'markdown', 'claimed_value', 'judge', 'row_content', 'table', 'read_table', 'write_claims']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
 import ast
@@ -171,6 +171,18 @@ def settings(dataset: str, profile: str, part: str) -> dict[str, Any]:
     return PROFILES[profile].get(part, {}) | DATASETS.get(dataset, {}).get(profile, {}).get(part, {})
 
 
+def check_video_scores(data: Dataset) -> Dataset:
+    "The data set, if its video scores have every test video; DataError now rather than after training."
+    if data.video_scores is not None:
+        lacking = {video.name for video in data.split("test")} - set(read_video_scores(data.video_scores).video)
+        if lacking:
+            raise DataError(
+                f"{data.video_scores}: no class scores for {len(lacking)} test videos, such as {min(lacking)!r}; "
+                "the file has to name the videos as the annotations do"
+            )
+    return data
+
+
 def open_dataset(
     dataset: str,  # "simulated", a name found under data_root or in the shared data, or a folder
     profile: str,
@@ -185,7 +197,7 @@ def open_dataset(
     release = dataset if dataset in RELEASES else None
     for place in (find_data(dataset, data_root), find_data(dataset), Path(dataset)):
         if place is not None and place.is_dir():
-            return load_dataset(place, release=release, **settings(dataset, profile, "data"))
+            return check_video_scores(load_dataset(place, release=release, **settings(dataset, profile, "data")))
     raise DataError(f"data set {dataset!r}: no such folder in {data_root}, in $SELFDETR_DATA or as a path")
 
 
