@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV', 'SEGMENT_LINE', 'USUAL_ENTRY', 'ODD', 'Rows', 'TRIED',
-           'BLOCK', 'LENGTHS', 'COLUMNS', 'NEEDED', 'MEDIA', 'LAST', 'FEATURES', 'Finding', 'shorten', 'Findings',
+           'LENGTHS', 'COLUMNS', 'NEEDED', 'MEDIA', 'LAST', 'FEATURES', 'Finding', 'shorten', 'Findings',
            'summary_line', 'by_kind', 'as_text', 'as_markdown', 'parse_leniently', 'settings_in_use', 'only_text',
            'Places', 'places', 'name_layout', 'first_line', 'look_around', 'find_database', 'Entry', 'check_entry',
            'check_instances', 'near_duplicates', 'check_units', 'last_time', 'check_subsets', 'near_spellings',
            'count_classes', 'check_labels', 'check_counts', 'affixes', 'renamed', 'explain_names', 'feature_folders',
-           'check_names', 'wrong_steps', 'check_file', 'fits', 'turned', 'check_shapes', 'plain_number',
-           'check_lengths', 'Cut', 'lost_instances', 'longer_window', 'check_windows', 'round_to_steps',
-           'instance_table', 'check_resolution', 'Described', 'check_annotations', 'check_all_features', 'find_grids',
-           'check_use', 'spread', 'quantiles', 'annotation_facts', 'window_facts', 'check_folder', 'find_columns',
-           'Segment', 'parse_seconds', 'parse_row', 'read_segments', 'draw_subsets', 'covered_seconds',
-           'length_from_features', 'agreed', 'duration_of', 'subsets_of', 'target', 'Imported', 'import_segments',
-           'make_parser', 'make_import_parser', 'check_command', 'import_command', 'main']
+           'check_names', 'check_file', 'fits', 'turned', 'check_shapes', 'plain_number', 'check_lengths', 'Cut',
+           'lost_instances', 'longer_window', 'check_windows', 'round_to_steps', 'instance_table', 'check_resolution',
+           'Described', 'check_annotations', 'check_all_features', 'find_grids', 'check_use', 'spread', 'quantiles',
+           'annotation_facts', 'window_facts', 'check_folder', 'find_columns', 'Segment', 'parse_seconds', 'parse_row',
+           'read_segments', 'draw_subsets', 'covered_seconds', 'length_from_features', 'agreed', 'duration_of',
+           'subsets_of', 'target', 'Imported', 'import_segments', 'make_parser', 'make_import_parser', 'check_command',
+           'import_command', 'main']
 
 # %% ../nbs/17_check.ipynb #1e9beb87
 import argparse
@@ -55,6 +55,7 @@ from selfdetr.data import (
     find_part,
     finite_number,
     grid_for,
+    in_blocks,
     label_index,
     parse_entry,
     parse_instance,
@@ -723,42 +724,21 @@ def check_names(
     return here | {name: path for name, (path, *_) in meant.items() if path.suffix[1:] in READERS}
 
 # %% ../nbs/17_check.ipynb #a27c1fc6
-BLOCK = 2**22  # values looked at together
-
-
-def wrong_steps(features: np.ndarray) -> tuple[np.ndarray, bool]:  # (steps,) bool: not finite; whether all is zero
-    "Look through features block by block, in the order they have in the file."
-    steps, channels = features.shape
-    wrong, zero = np.zeros(steps, dtype=bool), True
-    by_step = features.flags.c_contiguous
-    size = max(1, BLOCK // (channels if by_step else steps))
-    for first in range(0, steps if by_step else channels, size):
-        part = slice(first, first + size)
-        block = features[part] if by_step else features[:, part]
-        bad = ~np.isfinite(block).all(axis=1)
-        wrong[part if by_step else slice(None)] |= bad
-        zero = zero and not block.any()
-    return wrong, zero
-
-
 def check_file(
     path: Path,
     place: Places,
     findings: Findings,
-) -> tuple[int, int] | None:  # steps, channels; None for a file that cannot be used
+) -> tuple[int, int] | None:  # steps, channels; None for a file that cannot be read
     "Open one file of features and look through it."
     item, where = place.short(path), f"{path}: video {path.stem!r}"
     features = findings.attempt("feature file", item, where, read_features, path, place.files.channels_first)
     if features is None:
         return None
+    before = len(findings.found)
+    findings.attempt("feature values", item, item, check_features, features, item)
     if features.dtype.kind not in "fiu" or not features.size:
-        return findings.attempt("feature file", item, item, check_features, features, item)
-    wrong, zero = wrong_steps(features)
-    if wrong.any():
-        count, first = int(wrong.sum()), int(wrong.argmax())
-        what = f"has NaN or infinite values in {count} of {len(wrong)} steps, first in step {first}"
-        findings.add("error", "NaN", item, what, "extract it again, or replace them")
-    if zero:
+        return None
+    if len(findings.found) == before and not any(block.any() for block in in_blocks(features)):
         findings.add("warning", "all zero", item, "holds nothing but zeros", "extract it again")
     if len(features) == 1:
         findings.add("warning", "one step", item, "has a single step", "extract it again, or set another stride")

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -96,7 +97,8 @@ def test_it_does_not_stop_at_the_first(folder):
     save(np.zeros((250, 5), np.float32), "d")(folder)
     findings = check_folder(folder, **SMALL)
     counts = findings.table[findings.table.severity == "error"].groupby("kind").size().to_dict()
-    assert counts == {"settings": 3, "video entry": 2, "annotation": 4, "feature file": 1, "NaN": 1, "channels": 1}
+    features = {"feature file": 1, "feature values": 1, "channels": 1}
+    assert counts == {"settings": 3, "video entry": 2, "annotation": 4, **features}
     assert {"instance clipped", "instance duplicate", "near spellings", "all zero"} <= kinds(findings)
 
 
@@ -219,7 +221,7 @@ def test_the_mend_for_a_prefix_works(folder):
 def test_files_under_another_name_are_looked_through(folder):
     SPOILED["NaN"][0](folder)
     rename(folder, lambda path: path.with_name(f"v_{path.name}"))
-    assert of(check_folder(folder), "NaN").item == "features/v_b.npy"
+    assert of(check_folder(folder), "feature values").item == "features/v_b.npy"
 
 
 def test_a_few_missing_and_extra_files(folder):
@@ -274,7 +276,7 @@ def test_other_layouts_are_recognised(folder, content, words):
 def test_features_are_checked_without_annotations(folder):
     (folder / "annotations.json").write_text("[]")
     save(np.full((9, 6), np.nan, np.float32), "b")(folder)
-    assert {"annotation layout", "NaN"} <= kinds(check_folder(folder))
+    assert {"annotation layout", "feature values"} <= kinds(check_folder(folder))
 
 
 def test_what_lies_beside_a_missing_annotation_file(folder):
@@ -414,17 +416,15 @@ def test_the_stride_or_rate_that_would_fit_is_named(wrong, right):
     assert expected in finding.mend and finding.severity == ("warning" if wrong[0] == 25 else "error")
 
 
-def test_blocks_keep_memory_small(folder, monkeypatch):
-    monkeypatch.setattr(check, "BLOCK", 64)
-    features = np.zeros((200, 6), np.float16)
-    features[[3, 150], 2] = np.nan
-    save(features)(folder)
-    assert "in 2 of 200 steps, first in step 3" in of(check_folder(folder), "NaN").what
-    sizes = []
-    finite = np.isfinite
-    monkeypatch.setattr(np, "isfinite", lambda block: sizes.append(block.size) or finite(block))
-    check_folder(folder)
-    assert max(sizes) <= 64
+def test_memory_does_not_grow_with_the_recordings(folder):
+    for name in "abc":
+        save(np.zeros((30_000, 256), np.float16), name)(folder)  # 15 MB each, and 7.7 MB of True and False
+    edit(lambda d: [d[name].update(duration=3000.0) for name in "abc"])(folder)
+    tracemalloc.start()
+    findings = check_folder(folder)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert findings.table.kind.tolist().count("all zero") == 3 and most < 5e6
 
 
 @pytest.mark.parametrize("kind", ["npz", "pt"])
