@@ -399,7 +399,7 @@ def find_database(place: Places, findings: Findings) -> tuple[dict[str, Any], di
             del stated[key]
     if len(findings.found) == before:
         findings.refuse("annotation file", item, refused, str(path))
-    if not path.exists():
+    if not path.is_file():
         look_around(place.folder, path.name, findings)
     return database, stated
 
