@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV', 'SEGMENT_LINE', 'USUAL_ENTRY', 'ODD', 'Rows', 'TRIED',
-           'BLOCK', 'LENGTHS', 'COLUMNS', 'NEEDED', 'MEDIA', 'LAST', 'Finding', 'shorten', 'Findings', 'summary_line',
-           'by_kind', 'as_text', 'as_markdown', 'parse_leniently', 'settings_in_use', 'Places', 'places', 'name_layout',
-           'first_line', 'look_around', 'find_database', 'Entry', 'check_entry', 'check_instances', 'near_duplicates',
-           'check_units', 'last_time', 'check_subsets', 'near_spellings', 'count_classes', 'check_labels',
-           'check_counts', 'affixes', 'renamed', 'explain_names', 'feature_folders', 'check_names', 'wrong_steps',
-           'check_file', 'fits', 'turned', 'check_shapes', 'plain_number', 'check_lengths', 'Cut', 'lost_instances',
-           'longer_window', 'check_windows', 'round_to_steps', 'instance_table', 'check_resolution', 'Described',
-           'check_annotations', 'check_all_features', 'find_grids', 'check_use', 'spread', 'quantiles',
+           'LENGTHS', 'COLUMNS', 'NEEDED', 'MEDIA', 'LAST', 'FEATURES', 'Finding', 'shorten', 'Findings',
+           'summary_line', 'by_kind', 'as_text', 'as_markdown', 'parse_leniently', 'settings_in_use', 'only_text',
+           'Places', 'places', 'name_layout', 'first_line', 'look_around', 'find_database', 'Entry', 'check_entry',
+           'check_instances', 'near_duplicates', 'check_units', 'last_time', 'check_subsets', 'near_spellings',
+           'count_classes', 'check_labels', 'check_counts', 'affixes', 'renamed', 'explain_names', 'feature_folders',
+           'check_names', 'check_file', 'fits', 'turned', 'check_shapes', 'plain_number', 'check_lengths', 'Cut',
+           'lost_instances', 'longer_window', 'check_windows', 'round_to_steps', 'instance_table', 'check_resolution',
+           'Described', 'check_annotations', 'check_all_features', 'find_grids', 'check_use', 'spread', 'quantiles',
            'annotation_facts', 'window_facts', 'check_folder', 'find_columns', 'Segment', 'parse_seconds', 'parse_row',
            'read_segments', 'draw_subsets', 'covered_seconds', 'length_from_features', 'agreed', 'duration_of',
            'subsets_of', 'target', 'Imported', 'import_segments', 'make_parser', 'make_import_parser', 'check_command',
@@ -55,6 +55,7 @@ from selfdetr.data import (
     find_part,
     finite_number,
     grid_for,
+    in_blocks,
     label_index,
     parse_entry,
     parse_instance,
@@ -103,7 +104,7 @@ class Findings:
 
     def refuse(self, kind: str, item: str, error: DataError, where: str) -> None:
         "Take down the error of a reader, whose message begins with `where`."
-        what, _, mend = str(error).removeprefix(f"{where}: ").partition("; ")
+        what, _, mend = str(error).removeprefix(where).lstrip(": ").partition("; ")
         self.add("error", kind, item, what, mend)
 
     def attempt(self, kind: str, item: str, where: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -177,7 +178,10 @@ def as_text(findings: Findings) -> str:
         lines += [f"  ... and {len(cases) - 3} more"] if len(cases) > 3 else []
     width = max(map(len, findings.known), default=0)
     lines += ["", *(f"{fact:<{width}}  {value}" for fact, value in findings.known.items())]
-    return "\n".join(lines + (["", findings.classes.to_string()] if len(findings.classes) else []))
+    if len(findings.classes):
+        lines += ["", findings.classes.head(30).to_string()]
+    lines += [f"... and {len(findings.classes) - 30} more classes"] if len(findings.classes) > 30 else []
+    return "\n".join(lines)
 
 
 def as_markdown(findings: Findings) -> str:
@@ -234,6 +238,21 @@ def settings_in_use(
         findings.refuse("settings", SETTINGS_FILE, refused, str(folder / SETTINGS_FILE))
     usable |= {key: value for key, value in given.items() if value is not None and (key, value) != ("resize", 0)}
     return DEFAULTS | RELEASES.get(str(release), {}) | usable
+
+
+def only_text(settings: dict[str, Any], findings: Findings) -> dict[str, Any]:
+    "The settings without lists of other things than names."
+    subsets = settings.get("subsets", {})
+    lists = {"classes": settings.get("classes", []), **{f"subsets, {split}": names for split, names in subsets.items()}}
+    wrong = {
+        key
+        for key, names in lists.items()
+        if not isinstance(names, (str, list, tuple)) or not all(isinstance(name, str) for name in names)
+    }
+    for key in sorted(wrong):
+        findings.add("error", "settings", SETTINGS_FILE, f"{key} is {lists[key]!r}", "write names, in quotes")
+    kept = {split: names for split, names in subsets.items() if f"subsets, {split}" not in wrong}
+    return {k: v for k, v in settings.items() if k not in wrong} | ({"subsets": kept} if subsets else {})
 
 # %% ../nbs/17_check.ipynb #f9705f56
 class Places(NamedTuple):
@@ -380,7 +399,7 @@ def find_database(place: Places, findings: Findings) -> tuple[dict[str, Any], di
             del stated[key]
     if len(findings.found) == before:
         findings.refuse("annotation file", item, refused, str(path))
-    if not path.exists():
+    if not path.is_file():
         look_around(place.folder, path.name, findings)
     return database, stated
 
@@ -561,9 +580,8 @@ def check_labels(
         findings.attempt("classes", SETTINGS_FILE, item, label_index, {}, classes, item)
     for label in [label for label in found if label not in names]:
         mine = rows[rows["label"] == label]
-        where = f"{item}: video {mine['video'].iloc[0]!r}"
         example = {mine["video"].iloc[0]: [(0.0, 1.0, label)]}
-        findings.attempt("unknown label", f"label {label!r} ({len(mine)})", where, label_index, example, names, item)
+        findings.attempt("unknown label", f"label {label!r} ({len(mine)})", item, label_index, example, names, item)
     every = (*names, *(label for label in found if label not in names))
     for one, other in near_spellings(every):
         findings.add(
@@ -676,80 +694,51 @@ def check_names(
     entries: Mapping[str, Entry],  # all annotated videos
     place: Places,
     findings: Findings,
-) -> list[str]:  # the videos that have a file
+) -> dict[str, Path]:  # the videos with a file, under the right name or under another
     "Which videos have features, and what became of the others."
-    item = place.short(place.files.folder)
-    if not place.files.folder.is_dir():
-        there = [
-            f'write "features": "{name}" in {SETTINGS_FILE} ({kind} files)'
-            for name, kind in feature_folders(place.folder).items()
-        ]
-        findings.add(
-            "error",
-            "feature folder",
-            item,
-            "no such folder",
-            "; or ".join(["put one file of features a video there", *there]),
-        )
-        return []
-    files = [path for path in sorted(place.files.folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    present, known = {path.name for path in files}, {place.files.path(name).name for name in entries}
-    missing = [name for name in splits if place.files.path(name).name not in present]
+    item, folder = place.short(place.files.folder), place.files.folder
+    if not folder.is_dir():
+        there = feature_folders(place.folder).items()
+        mends = [f'write "features": "{name}" in {SETTINGS_FILE} ({kind} files)' for name, kind in there]
+        mend = "; or ".join(["put one file of features a video there", *mends])
+        findings.add("error", "feature folder", item, "no such folder", mend)
+        return {}
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    wanted, present = {name: place.files.path(name) for name in entries}, {path.name for path in files}
+    known = {path.name for path in wanted.values()}
+    here = {name: wanted[name] for name in splits if wanted[name].name in present}
+    missing = [name for name in splits if name not in here]
     meant = explain_names(missing, [path for path in files if path.name not in known], place)
-    here = [name for name in splits if name not in set(missing)]
-    empty = {split for split in splits.values() if all(splits[name] != split for name in here)}
+    filled = {splits[name] for name in here}
     for name in missing:
-        severity, wanted = "error" if splits[name] in empty else "warning", place.files.path(name).name
-        what, mend = f"{wanted} is not there ({TRIED})", "extract its features, or remove it from the annotations"
+        severity = "warning" if splits[name] in filled or (filled and not splits[name]) else "error"
+        what, mend = f"{wanted[name].name} is not there ({TRIED})", "extract its features, or remove the video"
         if name in meant:
             path, how, mend = meant[name]
-            what = f"{wanted} is not there, but {path.name} is: {how}"
+            what = f"{wanted[name].name} is not there, but {path.name} is: {how}"
         findings.add(severity, "missing features", f"video {name!r}", what, mend)
     taken = known | {path.name for path, *_ in meant.values()}
     for path in (path for path in files if path.name not in taken):
-        findings.add(
-            "note", "extra features", place.short(path), "belongs to no annotated video", "annotate it, or ignore this"
-        )
-    return here
+        what, mend = "belongs to no annotated video", "annotate it, or ignore this"
+        findings.add("note", "extra features", place.short(path), what, mend)
+    return here | {name: path for name, (path, *_) in meant.items() if path.suffix[1:] in READERS}
 
 # %% ../nbs/17_check.ipynb #a27c1fc6
-BLOCK = 2**22  # values looked at together
-
-
-def wrong_steps(features: np.ndarray) -> tuple[np.ndarray, bool]:  # (steps,) bool: not finite; whether all is zero
-    "Look through features block by block, in the order they have in the file."
-    steps, channels = features.shape
-    wrong, zero = np.zeros(steps, dtype=bool), True
-    by_step = features.flags.c_contiguous
-    size = max(1, BLOCK // (channels if by_step else steps))
-    for first in range(0, steps if by_step else channels, size):
-        part = slice(first, first + size)
-        block = features[part] if by_step else features[:, part]
-        bad = ~np.isfinite(block).all(axis=1)
-        wrong[part if by_step else slice(None)] |= bad
-        zero = zero and not block.any()
-    return wrong, zero
-
-
 def check_file(
-    name: str,  # the video
+    path: Path,
     place: Places,
     findings: Findings,
-) -> tuple[int, int] | None:  # steps, channels; None for a file that cannot be used
+) -> tuple[int, int] | None:  # steps, channels; None for a file that cannot be read
     "Open one file of features and look through it."
-    path = place.files.path(name)
     item, where = place.short(path), f"{path}: video {path.stem!r}"
     features = findings.attempt("feature file", item, where, read_features, path, place.files.channels_first)
     if features is None:
         return None
+    before = len(findings.found)
+    findings.attempt("feature values", item, item, check_features, features, item)
     if features.dtype.kind not in "fiu" or not features.size:
-        return findings.attempt("feature file", item, item, check_features, features, item)
-    wrong, zero = wrong_steps(features)
-    if wrong.any():
-        count, first = int(wrong.sum()), int(wrong.argmax())
-        what = f"has NaN or infinite values in {count} of {len(wrong)} steps, first in step {first}"
-        findings.add("error", "NaN", item, what, "extract it again, or replace them")
-    if zero:
+        return None
+    if len(findings.found) == before and not any(block.any() for block in in_blocks(features)):
         findings.add("warning", "all zero", item, "holds nothing but zeros", "extract it again")
     if len(features) == 1:
         findings.add("warning", "one step", item, "has a single step", "extract it again, or set another stride")
@@ -785,7 +774,7 @@ def turned(
 def check_shapes(
     shapes: dict[str, tuple[int, int]],  # video -> (steps, channels)
     dim: float | None,  # the number of channels that the annotation file states
-    place: Places,
+    items: Mapping[str, str],  # video -> its file, for people
     findings: Findings,
 ) -> dict[str, tuple[int, int]]:  # the shapes, transposed where a file seems to be
     "One number of channels for all; each recording that differs is a finding."
@@ -795,7 +784,7 @@ def check_shapes(
     expected = int(dim) if dim is not None else counts.most_common(1)[0][0]
     usual, mended = {name: expected for name, shape in shapes.items() if shape[1] == expected}, dict(shapes)
     for name, (steps, channels) in shapes.items():
-        item = place.short(place.files.path(name))
+        item = items[name]
         if name in usual:
             continue
         if steps == expected:
@@ -880,7 +869,7 @@ def longer_window(dataset: Dataset, cut: Cut, total: int) -> str:
         held = 1.0 - sum(lost for lost, _ in lost_instances(dataset, cut._replace(window=length)).values()) / total
         if held >= wanted or length >= longest:
             break
-    return f"a window of {length} steps would hold {100 * held:.1f} % of all; or lower keep, or use a larger stride"
+    return f"a window of {length} steps would hold {100 * held:.1f} % of all; or lower keep, or raise stride or overlap"
 
 
 def check_windows(dataset: Dataset, cut: Cut, findings: Findings) -> dict[str, tuple[int, int]]:
@@ -894,7 +883,8 @@ def check_windows(dataset: Dataset, cut: Cut, findings: Findings) -> dict[str, t
         if count:
             long = int((lengths > cut.window / cut.keep).sum())
             share = f"{count} of {len(lengths)} {split} instances ({100 * count / len(lengths):.1f} %) are in no window"
-            what = f"{share} of {cut.window} steps: {long} longer than window / keep, {count - long} otherwise"
+            why = f"{long} longer than window / keep, {count - long} cut by edges"
+            what = f"{share} of {cut.window} steps: {why}"
             severe = (
                 "error"
                 if split == "train" and count == len(lengths)
@@ -964,9 +954,10 @@ def check_annotations(
     database, feature = find_database(place, findings)
     checked = {name: check_entry(name, entry, findings) for name, entry in database.items()}
     entries = {name: entry for name, entry in checked.items() if entry is not None}
-    named = {split: given[split] or settings.get("subsets", {}).get(split) for split in ("train", "test")}
+    subsets = settings.get("subsets", {})
+    named = {split: subsets.get(split) if names is None else names for split, names in given.items()}
     splits = check_subsets(entries, named, findings, item) if entries else {}
-    used = {name: entry for name, entry in entries.items() if not splits or entry.subset in splits}
+    used = {name: e for name, e in entries.items() if not splits or e.subset is None or e.subset in splits}
     check_units(used, findings, item)
     kept = {name: check_instances(name, entry, settings, findings) for name, entry in used.items()}
     split_of = {name: splits.get(str(entry.subset), "") for name, entry in used.items()}
@@ -996,31 +987,27 @@ def check_all_features(
     described: Described,
     findings: Findings,
     grids: Mapping[str, TimeGrid],  # of the videos; empty when features are resized, as any length fits then
-) -> dict[str, tuple[int, int]]:  # video -> (steps, channels)
+) -> tuple[dict[str, tuple[int, int]], dict[str, Path]]:  # video -> (steps, channels); video -> its file
     "Names, values, channels and lengths of all files of features."
     durations = {video.name: video.duration for video in described.videos}
-    splits = {video.name: video.split for video in described.videos}
-    if not splits and place.files.folder.is_dir():  # without annotations every file is looked at
-        files = sorted(place.files.folder.glob(f"{place.files.prefix}*.{place.files.feature_format}"))
-        here = [path.stem.removeprefix(place.files.prefix) for path in files]
-    else:
-        here = check_names(splits, described.entries, place, findings)
-    shapes = {name: shape for name in here if (shape := check_file(name, place, findings)) is not None}
+    splits, files = {video.name: video.split for video in described.videos}, place.files
+    if splits or not files.folder.is_dir():
+        paths = check_names(splits, described.entries, place, findings)
+    else:  # without annotations every file is looked at
+        found = sorted(files.folder.glob(f"{files.prefix}*.{files.feature_format}"))
+        paths = {path.stem.removeprefix(files.prefix): path for path in found}
+    shapes = {name: shape for name, path in paths.items() if (shape := check_file(path, place, findings)) is not None}
+    item = place.short(files.folder)
     if turned(shapes, durations, grids):
+        found_order, mend = ("(steps, channels)", "false") if files.channels_first else ("(channels, steps)", "true")
         rows = next(iter(shapes.values()))[0]
-        what = f"all {len(shapes)} files have {rows} rows and differ in their columns: they hold "
-        found, mend = ("(steps, channels)", "false") if place.files.channels_first else ("(channels, steps)", "true")
-        findings.add(
-            "error",
-            "channels first",
-            place.short(place.files.folder),
-            what + found,
-            f'write "channels_first": {mend} in {SETTINGS_FILE}',
-        )
+        what = f"all {len(shapes)} files have {rows} rows and differ in their columns: they hold {found_order}"
+        findings.add("error", "channels first", item, what, f'write "channels_first": {mend} in {SETTINGS_FILE}')
         shapes = {name: (steps, channels) for name, (channels, steps) in shapes.items()}
-    shapes = check_shapes(shapes, described.feature.get("dim"), place, findings)
-    check_lengths(shapes, durations, grids, findings, place.short(place.files.folder))
-    return shapes
+    short = {name: place.short(path) for name, path in paths.items()}
+    shapes = check_shapes(shapes, described.feature.get("dim"), short, findings)
+    check_lengths(shapes, durations, grids, findings, item)
+    return shapes, paths
 
 # %% ../nbs/17_check.ipynb #7a7382e4
 def find_grids(
@@ -1060,24 +1047,27 @@ def quantiles(values: pd.Series, unit: str) -> str:
     return f"median {middle:.3g}{unit}, 5 % under {low:.3g}, 5 % over {high:.3g}"
 
 
-def annotation_facts(described: Described, place: Places, shapes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+def annotation_facts(
+    described: Described, place: Places, shapes: Mapping[str, tuple[int, int]], paths: Mapping[str, Path]
+) -> dict[str, str]:
     "Files, subsets, videos, classes, channels and sizes."
     entries, files = described.entries.values(), place.files
-    counts = Counter(entry.subset or "?" for entry in entries)
-    items = {subset: sum(len(e.items) for e in entries if (e.subset or "?") == subset) for subset in counts}
+    counts = Counter(entry.subset or "no subset" for entry in entries)
+    items = {subset: sum(len(e.items) for e in entries if (e.subset or "no subset") == subset) for subset in counts}
     facts = {"annotation file": place.short(place.annotations), "feature files": place.short(files.path("{video}"))}
     facts["subsets found"] = ", ".join(f"{s} ({n} videos, {items[s]} annotations)" for s, n in sorted(counts.items()))
     for split in ("train", "test"):
         mine = [video for video in described.videos if video.split == split]
         names = ", ".join(subset for subset, which in described.splits.items() if which == split)
-        there, instances = sum(video.name in shapes for video in mine), sum(len(video.labels) for video in mine)
+        there = sum(video.name in shapes and paths[video.name] == files.path(video.name) for video in mine)
+        instances = sum(len(video.labels) for video in mine)
         facts[split] = (
             f"{names}: {len(mine)} videos, {there} with usable features, {instances} instances" if names else "unclear"
         )
     steps, channels = (np.array([shape[i] for shape in shapes.values()]) for i in (0, 1))
     facts["classes"] = str(len(described.classes))
     if shapes:
-        disk = sum(place.files.path(name).stat().st_size for name in shapes)
+        disk = sum(paths[name].stat().st_size for name in shapes)
         facts["channels"] = spread(channels)
         facts["size"] = f"{disk / 1e6:,.1f} MB on disk, {4 * float(steps @ channels) / 1e6:,.1f} MB in memory"
     return facts
@@ -1132,12 +1122,12 @@ def check_folder(
         raise TypeError(f"check_folder has no option {unknown[0]!r}; the others are {', '.join(SETTINGS)}")
     folder, cut = Path(folder), Cut(window, overlap, keep)
     findings = Findings(folder.resolve().name)
-    settings = settings_in_use(folder, release, options, findings)
+    settings = only_text(settings_in_use(folder, release, options, findings), findings)
     place = places(folder, settings)
     described = check_annotations(place, settings, {"train": train, "test": test}, findings)
     grids, resize = find_grids(described, settings, grid, folder, findings), settings.get("resize")
-    shapes = check_all_features(place, described, findings, {} if resize else grids)
-    findings.known |= annotation_facts(described, place, shapes)
+    shapes, paths = check_all_features(place, described, findings, {} if resize else grids)
+    findings.known |= annotation_facts(described, place, shapes, paths)
     check_use(folder, settings, standardised, findings)
     videos = [video for video in described.videos if video.name in shapes and video.name in grids]
     if videos:
@@ -1347,7 +1337,7 @@ def agreed(segments: Sequence[Segment], name: str, path: str | Path) -> Any:
     return next(iter(said), None)
 
 
-LAST = "the last segment"
+LAST, FEATURES = "the last segment", "the features"
 
 
 def duration_of(
@@ -1363,7 +1353,7 @@ def duration_of(
         return stated, "the table"
     covered = length_from_features(segments[0].video, place, settings, fps)
     if covered is not None:
-        return covered, "the features"
+        return covered, FEATURES
     ends = [segment.item["segment"][1] for segment in segments if segment.item is not None]
     if not ends:
         raise DataError(
@@ -1450,6 +1440,8 @@ def import_segments(
         parse_entry(database[video], f"{csv_path}, line {mine[0].line}: video {video!r}")
     write_whole(place.annotations, json.dumps({"database": database}, indent=1, ensure_ascii=False) + "\n")
     notes = [how, *(f"durations from {source}: {n} videos" for source, n in sources.items())]
+    if sources[FEATURES]:
+        notes.append("warning: these durations agree with any stride and fps; a column duration shows a wrong one")
     if sources[LAST]:
         notes.append("warning: if recordings go on after their last segment, write a column duration")
     return Imported(place.annotations, len(rows), sum(len(e["annotations"]) for e in database.values()), notes)
