@@ -70,7 +70,7 @@ test: .venv/.ok  ## run every notebook as a test, then pytest
 docs: .venv/.docs  ## build the site: notebooks, results and modules, with search, to be read without a network
 	@rm -rf _docs
 	$(BIN)/python docs/gather.py _docs/source
-	$(BIN)/sphinx-build -q -W --keep-going -c docs _docs/source _docs/html
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -d _docs/doctrees _docs/source _docs/html
 	$(BIN)/python docs/check_site.py _docs/html
 	@echo "Open _docs/html/index.html"
 

@@ -31,6 +31,7 @@ highlight_language = "none"  # of blocks that name no language; code cells are P
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # outputs in Markdown may hold tables
 smartquotes_action = "De"  # quotation marks stay as they are written
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
