@@ -821,10 +821,10 @@ def write_claims(results: str | Path = "results") -> Path:
     text.append(", ".join(f"{n} {v}" for v, n in counts.items()) + ".\n")
     for name in sorted({t["table"] for t in tables}):
         mine = [t for t in tables if t["table"] == name]
-        text.append(f"## {mine[0]['title']}\n")
+        text.append(f"## {mine[0]['title'].rstrip('.')}\n")
         rows = []
         for t in mine:
-            data = f"{t['dataset']}{' (simulated)' if t['dataset'] == 'simulated' else ''}, {t['profile']}"
+            data = f"{t['dataset']}, {t['profile']}"
             shown = [{k: c[k] for k in ("evidence", "verdict")} for c in t["claims"]]
             rows += [{"claim": c["text"], "data": data} | rest for c, rest in zip(t["claims"], shown)]
         order = {c["text"]: i for i, c in enumerate(mine[0]["claims"])}
