@@ -21,7 +21,6 @@ from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
