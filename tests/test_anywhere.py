@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pandas as pd
@@ -13,6 +14,7 @@ from selfdetr.anywhere import attention_maps, diversity_report, layer_maps, self
 from selfdetr.diversity import diversity
 from selfdetr.feedback import FeedbackConfig, decoder_guidance, feedback_loss
 from selfdetr.model import ModelConfig, SelfDETR
+from selfdetr.video import optional
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PARTS = ("encoder", "decoder", "cross")
@@ -20,6 +22,8 @@ PARTS = ("encoder", "decoder", "cross")
 
 @pytest.fixture(scope="module")
 def transformers():
+    with suppress(ImportError):  # transformers imports it: one built for another PyTorch is mended first
+        optional("torchvision")
     library = pytest.importorskip("transformers", reason="the extra `huggingface` (transformers) is not installed")
     library.logging.set_verbosity_error()
     return library
