@@ -172,6 +172,6 @@ def test_an_executed_copy_shows_what_its_notebook_draws(path):
     table = path.with_suffix(".json")
     if table.exists() and json.loads(table.read_text())["source"] != source_hash():
         pytest.skip("computed by an older version of the code, as claims.md says")
-    draws = "plot_" in (ROOT / "nbs" / f"reproduce_{path.name}").read_text()
+    draws = re.search(r"plot_|plt\.subplots", (ROOT / "nbs" / f"reproduce_{path.name}").read_text()) is not None
     shown = [output for cell in cells(path) for output in cell["outputs"] if "image/png" in output.get("data", {})]
     assert bool(shown) == draws, "pictures are lost with MPLBACKEND=Agg, or where they are closed before the cell ends"

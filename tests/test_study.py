@@ -445,7 +445,8 @@ def test_a_failing_run_leaves_no_folder_and_the_others_stay(tiny_folder, tmp_pat
 def fake_runs(averages, seeds):
     "Runs as the cache would return them, in the order of `run_all`: all rows of a seed, then the next seed."
     metrics = [
-        {"average": row[i], "mAP": {"0.5": row[i] + 1, "0.7": row[i] - 1}, "test_instances": 9, "diversity": []}
+        {"average": row[i], "mAP": {"0.5": row[i] + 1, "0.7": row[i] - 1}, "test_instances": 9, "diversity": [],
+         "protocol": "all"}
         for i in range(len(seeds))
         for row in averages
     ]
