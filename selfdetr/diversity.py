@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .data import Windows
+from .losses import window_share
 from .model import Output, SelfDETR
 
 # %% ../nbs/09_diversity.ipynb #a7650638
@@ -44,9 +45,9 @@ def diversity_loss(output: Output) -> dict[str, Tensor]:  # scalars, not positiv
         if len(maps) and padded and name == "feedback_encoder":
             valid = (~output.mask).sum(1).tolist()
             found = torch.stack([diversity(maps[:, i, :n, :n]) for i, n in enumerate(valid)], 1)
-            terms[name] = -found.mean()
+            terms[name] = -found.mean() * window_share(maps)
         elif len(maps):
-            terms[name] = -diversity(maps).mean()
+            terms[name] = -diversity(maps).mean() * window_share(maps)
     return terms
 
 # %% ../nbs/09_diversity.ipynb #83e6c3d8

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .losses import mean_over_processes, window_share
 from .model import Output
 
 # %% ../nbs/08_feedback.ipynb #e2dc5dde
@@ -137,6 +138,8 @@ def feedback_loss(
     """
     if config.guidance == "diversity":
         raise ValueError("guidance 'diversity' is not a guidance but a loss: call selfdetr.diversity.diversity_loss")
+    if config.guidance == "other" and output.cross_maps.shape[1] < 2:
+        raise ValueError("guidance 'other' takes that of another window, and a process has only one: larger batches")
     terms = {}
     cross = output.cross_maps.roll(1, 1) if config.guidance == "other" else output.cross_maps
     if len(output.encoder_maps):
@@ -144,9 +147,9 @@ def feedback_loss(
         guidance = guided_by(config, encoder_guidance(cross, output.mask))
         rows = kl_rows(aggregated, guidance, config.kl)
         valid = (~output.mask).to(rows.dtype)
-        terms["feedback_encoder"] = (rows * valid).sum() / valid.sum()
+        terms["feedback_encoder"] = (rows * valid).sum() / mean_over_processes(valid.sum())
     if len(output.decoder_maps):
         maps, guidance = decoder_pairs(output.decoder_maps, cross, config.decoder)
-        by_layer = kl_rows(maps, guided_by(config, guidance), config.kl).mean((1, 2))
+        by_layer = kl_rows(maps, guided_by(config, guidance), config.kl).mean((1, 2)) * window_share(maps)
         terms["feedback_decoder"] = by_layer.mean() if config.layers == "mean" else by_layer.sum()
     return terms
