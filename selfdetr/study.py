@@ -6,11 +6,13 @@
 __all__ = ['PARTS', 'SMALL', 'PROFILES', 'WHOLE', 'DATASETS', 'PARAMETERS', 'COMPUTE', 'RunSpec', 'as_type_of', 'override',
            'settings', 'check_video_scores', 'open_dataset', 'make_spec', 'check_parameters', 'tree_text',
            'module_names', 'code_used', 'code_hash', 'training_hash', 'source_hash', 'run_hash', 'Run', 'read_run',
-           'judge_detections', 'measure', 'compute', 'measure_again', 'work_folder', 'run', 'watch_epochs', 'attempt',
-           'submit', 'is_due', 'run_all', 'runs', 'interval', 'verdict', 'Table', 'with_interval', 'show_row',
-           'markdown', 'claimed_value', 'judge', 'row_content', 'table', 'read_table', 'write_claims']
+           'judge_detections', 'measure', 'compute', 'measure_again', 'work_folder', 'hold_lock', 'settle', 'run',
+           'parse_setting', 'make_parser', 'main', 'watch_epochs', 'attempt', 'submit', 'is_due', 'run_all', 'runs',
+           'interval', 'verdict', 'Table', 'with_interval', 'show_row', 'markdown', 'claimed_value', 'judge',
+           'row_content', 'table', 'read_table', 'write_claims']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
+import argparse
 import ast
 import contextlib
 import hashlib
@@ -18,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import threading
 import time
 import traceback
@@ -59,11 +62,11 @@ from selfdetr.inference import (
     save_detector,
     write_results,
 )
-from .losses import LossConfig
+from .losses import LossConfig, process_count
 from .model import ModelConfig, SelfDETR, load_model, make_model, save_model
 from .plots import plot_table, save
 from .simulate import SimulatorConfig, make_dataset
-from .trainer import TrainConfig, make_fabric, train
+from .trainer import TrainConfig, is_first, make_fabric, train
 
 # %% ../nbs/16_study.ipynb #a38b82ba
 PARTS: dict[str, Any] = {
@@ -412,6 +415,8 @@ def compute(spec: RunSpec, data: Dataset, folder: Path, device: str, progress: b
 
     where: dict[str, Any] = dict(device=device, folder=folder, progress=progress, on_epoch=report)
     history = train(model, windows, criterion, spec.feedback, spec.train, spec.seed, **where)
+    if not is_first():
+        return
     metrics = measure(model, data, spec, folder) | {
         "epochs": len(history),
         "steps": int(history.step.iloc[-1]),
@@ -419,6 +424,7 @@ def compute(spec: RunSpec, data: Dataset, folder: Path, device: str, progress: b
         "windows": len(windows),
         "instances_lost": windows.lost,
         "device": next(model.parameters()).device.type,
+        "processes": process_count(),
         "data": data.hash(),
         "python": platform.python_version(),
     }
@@ -444,6 +450,25 @@ def work_folder(name: str, runs_root: str | Path) -> Path:
     return Path(runs_root) / f".{name}"
 
 # %% ../nbs/16_study.ipynb #6d7b1fc4
+@contextlib.contextmanager
+def hold_lock(work: Path) -> Iterator[None]:
+    "Alone with a run: the lock beside its work folder, which is made."
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(work.with_suffix(".lock")):
+        work.mkdir(exist_ok=True)
+        yield
+
+
+def settle(work: Path, folder: Path, data: Dataset, device: str) -> None:
+    "Give a computed run its final name, where it has none yet, and measure it again where other code has measured it."
+    if not folder.exists():
+        os.replace(work, folder)
+    shutil.rmtree(work, ignore_errors=True)
+    found = read_run(folder)
+    if found.metrics["source"] != source_hash():
+        measure_again(found, data, device)
+
+
 def run(
     spec: RunSpec,
     data: Dataset | None = None,  # None: opened by the spec's names
@@ -456,15 +481,57 @@ def run(
     data = data or open_dataset(spec.dataset, spec.profile, data_root)
     name = run_hash(spec, data.hash())
     folder, work = Path(runs_root) / name, work_folder(name, runs_root)
-    work.mkdir(parents=True, exist_ok=True)
-    with FileLock(work.with_suffix(".lock")):
-        if not folder.exists():
-            work.mkdir(exist_ok=True)
+    fabric = make_fabric(device)
+    with hold_lock(work) if fabric.is_global_zero else contextlib.nullcontext():
+        if fabric.broadcast(not folder.exists()):
             compute(spec, data, work, device, progress)
-            os.replace(work, folder)
-        shutil.rmtree(work, ignore_errors=True)
-        found = read_run(folder)
-        return found if found.metrics["source"] == source_hash() else measure_again(found, data, device)
+        if fabric.is_global_zero:
+            settle(work, folder, data, device)
+    fabric.barrier()
+    return read_run(folder)
+
+# %% ../nbs/16_study.ipynb #16d1a002
+def parse_setting(text: str) -> tuple[str, Any]:  # name and value
+    "A setting \"part.field=value\"; the value is read as JSON, and is text where it is none."
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}; write part.field=value, such as loss.feedback_encoder=0")
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    "The options of `selfdetr-train`."
+    parser = argparse.ArgumentParser(
+        "selfdetr-train",
+        description="Train and measure one run, or find it in the cache; under torchrun in several processes.",
+    )
+    parser.add_argument("dataset", nargs="?", default="simulated", help="name or folder of a data set (simulated)")
+    parser.add_argument("--profile", default="quick", choices=list(PROFILES), help="size of the experiment (quick)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", type=parse_setting, default=[], metavar="part.field=value",
+                        help="change a setting, such as loss.feedback_encoder=0; may be repeated")  # fmt: skip
+    parser.add_argument("--data-root", default="data", help="folder of data sets (data)")
+    parser.add_argument("--runs", default="runs", help="folder of finished runs (runs)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    "`selfdetr-train`; exit status 2 and one line for input that cannot be used."
+    options = make_parser().parse_args(arguments)
+    try:
+        data = open_dataset(options.dataset, options.profile, options.data_root)
+        spec = make_spec(options.dataset, options.profile, data, options.seed, dict(options.set))
+        found = run(spec, data, runs_root=options.runs, device=options.device, progress=sys.stderr.isatty())
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"selfdetr-train: error: {error}", file=sys.stderr)
+        return 2
+    if is_first():
+        print(f"{found.folder}: average mAP {found.metrics['average']:.2f} %")
+    return 0
 
 # %% ../nbs/16_study.ipynb #7f353116
 @contextlib.contextmanager

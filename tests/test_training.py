@@ -1,10 +1,5 @@
-"""The training loop: a plain loop as oracle, the same numbers twice and after a crash, faults, two processes."""
+"""The training loop: a plain loop as oracle, the same numbers twice and after a crash, faults."""
 
-import json
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -221,61 +216,3 @@ def test_the_history_shows_terms_that_are_not_trained(windows):
     other = fit(new_model(), windows, TrainConfig(epochs=1, batch=4, window=32), off, feedback=FeedbackConfig(kl="map"))
     assert other.total.to_list() == history.total.to_list()  # the direction changes what is watched, not what is learnt
     assert other.feedback_encoder.to_list() != history.feedback_encoder.to_list()
-
-
-# ---- two processes
-
-SCRIPT = """
-import json, sys
-import torch
-from selfdetr.data import load_dataset, training_windows
-from selfdetr.losses import SetCriterion
-from selfdetr.model import ModelConfig, SelfDETR
-from selfdetr.trainer import TrainConfig, train
-
-data, sizes, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = SelfDETR(ModelConfig(**sizes))
-windows = training_windows(load_dataset(data), 32, 0.25)
-config = TrainConfig(epochs=3, batch=len(windows) // 2 * 2, window=32)
-history = train(model, windows, SetCriterion(), config=config, device="cpu", progress=False)
-weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-found = {"history": history.to_dict("list"), "weights": [weights.double().sum().item(), weights.double().norm().item()]}
-open(f"{out}/{rank}.json", "w").write(json.dumps(found))
-"""
-
-
-def port_can_be_opened():
-    try:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            s.listen()
-        return True
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-@pytest.mark.skipif(not port_can_be_opened(), reason="torchrun needs a local port, and none can be opened here")
-def test_two_processes_train_as_one(windows, tiny_folder, tmp_path):
-    "Half a batch in each of two processes: the mean of their losses and the gradient's norm are those of one process."
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    sizes = json.dumps({**SIZES, "dropout": 0.0})
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(script), str(tiny_folder), sizes, str(tmp_path)]
-    done = subprocess.run(torchrun + arguments, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads(Path(tmp_path, f"{rank}.json").read_text()) for rank in (0, 1)]
-    assert (windows.valid == 32).all() and len({len(t["labels"]) for t in windows.targets}) > 1
-    model = new_model(dropout=0.0)
-    history = fit(model, windows, TrainConfig(epochs=3, batch=len(windows) // 2 * 2, window=32))
-    for name in ("total", "class", "l1", "iou", "feedback_encoder", "feedback_decoder"):
-        both = np.mean([r["history"][name] for r in ranks], axis=0)
-        assert both[0] == pytest.approx(history[name][0], rel=1e-5), name
-        assert both == pytest.approx(history[name].to_numpy(), rel=1e-2), name
-    for rank in ranks:
-        assert rank["history"]["gradient"][0] == pytest.approx(history.gradient[0], rel=1e-4)
-    assert ranks[0]["weights"] == ranks[1]["weights"]  # the processes stay in step

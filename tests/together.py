@@ -1,0 +1,89 @@
+"""What the processes of test_distributed.py compute; also imported by it, to compute the same in one process."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from selfdetr.data import Batch, load_dataset, training_windows
+from selfdetr.denoising import make_criterion
+from selfdetr.feedback import FeedbackConfig
+from selfdetr.losses import LossConfig
+from selfdetr.model import ModelConfig, make_model
+from selfdetr.trainer import TrainConfig, prepare, train, train_step
+
+SIZES = dict(
+    channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_groups=2, decoder_layers=2, dropout=0.0
+)
+CASES = {  # name -> changes of the model, of the feedback
+    "method": ({}, {}),
+    "other choices": ({}, {"kl": "map", "layers": "sum", "encoder": "average", "decoder": "average"}),
+    "identity": ({}, {"guidance": "identity"}),
+    "diversity": ({}, {"guidance": "diversity"}),
+    "relative": ({"encoder_attention": "relative"}, {"decoder": "last", "encoder": "last"}),
+    "no encoder": ({"encoder_layers": 0}, {}),
+}
+
+
+def whole_batch() -> Batch:
+    "Five windows of different lengths; the first, third and fifth have nearly all of the instances."
+    random = torch.Generator().manual_seed(1)
+    lengths, instances = torch.tensor([24, 9, 17, 24, 12]), (4, 0, 3, 1, 4)
+    targets = []
+    for n in instances:
+        segments = torch.rand(n, 2, generator=random) * 0.4 + 0.1
+        targets.append({"segments": segments, "labels": torch.randint(3, (n,), generator=random)})
+    mask = torch.arange(24) >= lengths[:, None]
+    return Batch(torch.randn(5, 24, 8, generator=random), mask, targets)
+
+
+def one_step(name: str, rank: int = 0, processes: int = 1) -> dict[str, torch.Tensor]:
+    "Gradient of every parameter and every logged number of one step on this process's part of the batch."
+    changes, choices = CASES[name]
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(**{**SIZES, **changes}))
+    weights = LossConfig(feedback_encoder=5.0 if model.config.encoder_layers else 0.0)
+    criterion, feedback = make_criterion(weights, model), FeedbackConfig(**choices)
+    fabric, wrapped, optimizer = prepare(model.train(), TrainConfig(lr=1e-12), "cpu", fast=False)
+    features, mask, targets = whole_batch()
+    part = Batch(features[rank::processes], mask[rank::processes], targets[rank::processes])
+    values = train_step(fabric, wrapped, optimizer, criterion, feedback, part, clip=1e9)
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return gradients | {f"term {n}": torch.tensor(v) for n, v in values.read().items()}
+
+
+def whole_run(data: str, folder: str | None, epochs: int = 3, batch: int = 0, denoising: int = 0) -> dict:
+    "History and weights of a run."
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(**{**SIZES, "denoising": denoising, "dropout": 0.1 if folder else 0.0}))
+    windows = training_windows(load_dataset(data), 32, 0.25)
+    batch = batch or len(windows) // 2 * 2 - 1  # odd: parts of different size
+    config = TrainConfig(epochs=epochs, batch=batch, window=32)
+
+    history = train(model, windows, make_criterion(LossConfig(), model), config=config, device="cpu", folder=folder,
+                    save_seconds=0, progress=False)  # fmt: skip
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return {"history": history.drop(columns="seconds").to_dict("list"), "weights": weights.tolist()}
+
+
+def main(out: Path, data: str) -> None:
+    torch.set_num_threads(1)
+    prepare(make_model(ModelConfig(**SIZES)), device="cpu")  # starts the processes' conversation
+    rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    for name in CASES:
+        save_file(one_step(name, rank, processes), out / f"{name} {rank}.safetensors")
+    found = {"run": whole_run(data, None), "dino": whole_run(data, None, epochs=1, denoising=8)}
+    found["undisturbed"] = whole_run(data, str(out / "undisturbed"))
+    whole_run(data, str(out / "resumed"), epochs=2)
+    found["resumed"] = whole_run(data, str(out / "resumed"))
+    try:
+        whole_run(data, None, batch=1)
+    except ValueError as error:
+        found["refused"] = str(error)
+    (out / f"{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
