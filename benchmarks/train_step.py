@@ -109,7 +109,8 @@ def make_step(size, how, device, precision="32-true"):
         batch = batch._replace(features=batch.features.to(there), mask=batch.mask.to(there))
         return Setup(lambda: eager.train_step(model, optimizer, batch, train.clip), model, batch, there)
     fabric, model, optimizer = prepare(SelfDETR(config), train, device, fast=how == "fast")
-    batch = batch._replace(features=fabric.to_device(batch.features), mask=None)  # as the trainer does without padding
+    mine = slice(fabric.global_rank, None, fabric.world_size)  # under torchrun a part of the batch, as in the trainer
+    batch = batch._replace(features=fabric.to_device(batch.features[mine]), mask=None, targets=batch.targets[mine])
     model.train()
 
     def step():

@@ -127,10 +127,10 @@ def prepare(
     "Device, precision, acceleration and optimiser of a run."
     fabric = make_fabric(device, config.precision)
     model.to(fabric.device)
-    fast = fast and fabric.world_size == 1
-    if fast:
+    alone, on_cpu = fabric.world_size == 1, fabric.device.type == "cpu"
+    if fast and (alone or on_cpu):
         accelerate(model, fabric.device, config.precision)
-    optimizer = make_optimizer(model, config, vector=fast and fabric.device.type == "cpu")
+    optimizer = make_optimizer(model, config, vector=fast and alone and on_cpu)
     try:
         return fabric, *fabric.setup(model, optimizer)
     except Exception:
