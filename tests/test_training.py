@@ -216,3 +216,24 @@ def test_the_history_shows_terms_that_are_not_trained(windows):
     other = fit(new_model(), windows, TrainConfig(epochs=1, batch=4, window=32), off, feedback=FeedbackConfig(kl="map"))
     assert other.total.to_list() == history.total.to_list()  # the direction changes what is watched, not what is learnt
     assert other.feedback_encoder.to_list() != history.feedback_encoder.to_list()
+
+
+# ---- devices
+
+
+@pytest.mark.parametrize(
+    "device, chosen",
+    [("auto", ("cuda", None)), ("cuda", ("cuda", None)), ("cuda:1", ("cuda", [1])), ("cpu", ("cpu", None))],
+)
+def test_a_gpu_may_be_named(monkeypatch, device, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert trainer.choose_device(device) == chosen
+
+
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:", "cuda:x", "mps:0", "auto:0", "cpu:", "", "gpu"])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="choose one of"):
+        trainer.choose_device(device)
