@@ -60,7 +60,7 @@ study: .venv/.ok  ## all tables and figures of the paper, and results/claims.md
 
 test: .venv/.ok  ## run every notebook as a test, then pytest
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
 .venv/.docs: .venv/.ok
 	@$(BIN)/pip install -q -e '.[docs]'
