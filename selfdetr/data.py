@@ -11,7 +11,7 @@ __all__ = ['QUIRKS', 'Report', 'SPELLINGS', 'SETTINGS', 'DEFAULTS', 'RELEASES', 
            'FeatureFiles', 'drop_pages', 'in_blocks', 'check_features', 'check_channels', 'Video', 'Dataset',
            'load_features', 'join_features', 'place_videos', 'check_splits', 'standardise', 'without_classes',
            'describe_videos', 'load_dataset', 'check', 'window_starts', 'window_targets', 'Batch', 'Windows',
-           'make_windows', 'training_windows', 'test_windows', 'end_of', 'windows_of']
+           'targets_in_turn', 'make_windows', 'training_windows', 'test_windows', 'end_of', 'windows_of']
 
 # %% ../nbs/01_data.ipynb #68c0735c
 import difflib
@@ -944,6 +944,26 @@ class Windows:
         return self.dataset.videos[self.video[i]].grid.to_seconds(steps)
 
 # %% ../nbs/01_data.ipynb #88d85da8
+def targets_in_turn(
+    segments: np.ndarray,  # (n, 2) start and end, in steps of the recording
+    labels: np.ndarray,  # (n,) int64
+    start: np.ndarray,  # (windows,) first steps, ascending
+    valid: np.ndarray,  # (windows,) valid steps
+    keep: float,  # smallest share of an instance that must lie inside
+    many: int = 64,  # windows at a time
+) -> tuple[list[Target], int]:  # a target a window; how many instances are in none
+    "What `window_targets` finds, with each few windows compared only to the instances near them."
+    targets: list[Target] = []
+    placed = np.zeros(len(segments), dtype=bool)
+    for first in range(0, len(start), many):
+        here, steps = start[first : first + many], valid[first : first + many]
+        near = np.flatnonzero((segments[:, 1] > here[0] - 0.5) & (segments[:, 0] < (here + steps).max() - 0.5))
+        found, member = window_targets(segments[near], labels[near], here, steps, keep)
+        targets += found
+        placed[near] |= member.any(axis=0)
+    return targets, int((~placed).sum())
+
+
 def make_windows(
     dataset: Dataset,
     length: int,  # steps of a window
@@ -962,9 +982,9 @@ def make_windows(
             continue
         start = window_starts(video.steps, length, overlap, shift_last=training)
         valid = np.minimum(length, video.steps - start)
-        own, member = window_targets(video.grid.to_steps(video.segments), video.labels, start, valid, keep)
-        lost += int((~member.any(axis=0)).sum())
-        used = member.any(axis=1) | (not training)
+        own, missed = targets_in_turn(video.grid.to_steps(video.segments), video.labels, start, valid, keep)
+        lost += missed
+        used = np.array([len(target["labels"]) > 0 for target in own]) | (not training)
         where.append(np.stack([np.full_like(start, position), start, valid])[:, used])
         targets += [own[i] for i in np.flatnonzero(used)]
     numbers, start, valid = np.concatenate(where, axis=1)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'STATE', 'COLUMNS', 'TrainConfig', 'learning_rate', 'choose_device', 'make_fabric', 'is_first',
-           'make_optimizer', 'prepare', 'epoch_batches', 'name_windows', 'StepValues', 'to_host', 'train_step',
-           'save_state', 'load_state', 'naming', 'process_seed', 'train_epoch', 'train']
+           'make_optimizer', 'prepare', 'epoch_batches', 'name_windows', 'StepValues', 'to_host', 'loss_terms',
+           'train_step', 'save_state', 'load_state', 'naming', 'process_seed', 'train_epoch', 'train']
 
 # %% ../nbs/11_trainer.ipynb #de351ac8
 import contextlib
@@ -187,12 +187,29 @@ def to_host(x: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 
+def loss_terms(
+    model,  # as of `train_step`
+    criterion: SetCriterion,
+    feedback: FeedbackConfig | None,
+    batch,  # selfdetr.data.Batch
+) -> dict[str, torch.Tensor]:  # unweighted
+    "What a model loses on a batch. Feedback that has no weight is only watched: nothing is kept to differentiate it."
+    more = {"targets": batch.targets} if model.config.denoising else {}
+    output = model(batch.features, batch.mask, maps=feedback is not None, **more)
+    terms, weights = criterion(output, batch.targets), criterion.config
+    if feedback is None:
+        return terms
+    with torch.set_grad_enabled(weights.feedback_encoder + weights.feedback_decoder > 0):
+        guided = feedback.guidance != "diversity"
+        return terms | (feedback_loss(output, feedback) if guided else diversity_loss(output))
+
+
 def train_step(
     fabric: Fabric,
     model,  # SelfDETR or DINO, as Fabric wraps it
     optimizer: torch.optim.Optimizer,
     criterion: SetCriterion,
-    feedback: FeedbackConfig,
+    feedback: FeedbackConfig | None,
     batch,  # selfdetr.data.Batch
     clip: float,
 ) -> StepValues:  # the unweighted terms, "total" and the norm of the gradient before clipping
@@ -202,10 +219,7 @@ def train_step(
         torch.compiler.cudagraph_mark_step_begin()
     group = optimizer.param_groups[0]
     optimizer.zero_grad(set_to_none=not group["vector"])
-    more = {"targets": batch.targets} if model.config.denoising else {}
-    output = model(batch.features, batch.mask, **more)
-    guided = feedback.guidance != "diversity"
-    terms = criterion(output, batch.targets) | (feedback_loss(output, feedback) if guided else diversity_loss(output))
+    terms = loss_terms(model, criterion, feedback, batch)
     total = criterion.total(terms)
     fabric.backward(total)
     terms |= {"total": total, "gradient": torch.nn.utils.clip_grad_norm_(group["params"], clip)}
@@ -297,7 +311,7 @@ def train(
     model: SelfDETR,  # trained in place, left in evaluation mode
     windows: Windows,  # of the training split
     criterion: SetCriterion,
-    feedback: FeedbackConfig = FeedbackConfig(),
+    feedback: FeedbackConfig | None = FeedbackConfig(),  # None: no maps are made and no feedback is logged
     config: TrainConfig = TrainConfig(),
     seed: int = 0,  # of the order of windows and of dropout
     device: str = "auto",
