@@ -692,7 +692,7 @@ def run_all(
     folders = [work_folder(n, runs_root) for n in left]
     if left:
         check_writable(runs_root)
-        sweep(runs_root)
+    sweep(runs_root)
     threads = 1 if workers > 1 else None
     jobs = [(s, where, str(runs_root), device, threads) for s in left.values()]
     with watch_epochs(folders, [s.train.epochs for s in left.values()], progress and bool(left)) as bar:

@@ -286,15 +286,18 @@ def longest_file(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_the_system_refuses_names_the_file_and_loses_nothing(finished, tiny, tmp_path, often):
-    sizes, refused = sorted({path.stat().st_size for path in finished.folder.iterdir()}), []
-    for limit in [0, *sizes]:
+def test_a_write_that_the_system_refuses_names_the_file_and_loses_nothing(finished, tiny, interrupted):
+    runs_root, refused = interrupted.parent, []
+    sizes = {path.stat().st_size for path in finished.folder.iterdir()}
+    for limit in [0, *sorted(sizes)[:-1]]:  # at each, another file may be the first that does not fit
         with pytest.raises(OSError, match=r"\(File too large\); make room there") as caught, longest_file(limit):
-            compute(finished, tiny, tmp_path)
+            compute(finished, tiny, runs_root)
         refused.append(Path(str(caught.value).split("] ")[1].split(": ")[0]).name)
-        assert not list(tmp_path.glob("[!.]*")) and not list(tmp_path.glob(".*/.*.part"))
-    assert set(refused) == {STATE}  # the largest file
-    assert_same(compute(finished, tiny, tmp_path), finished)
+        assert not list(runs_root.glob("[!.]*")) and not list(interrupted.glob(".*.part"))
+    assert {"detections.json", "checkpoint.safetensors"} <= set(refused), refused
+    assert_same(compute(finished, tiny, runs_root), finished)
+    with pytest.raises(OSError, match=f"{STATE}: cannot be written .*File too large"), longest_file(1000):
+        compute(finished, tiny, runs_root / "new")
 
 
 @pytest.fixture
