@@ -7,6 +7,7 @@ __all__ = ['METHOD_COLOURS', 'OTHER_COLOURS', 'PARTS', 'NOT_TERMS', 'method_colo
            'plot_timeline', 'plot_losses', 'plot_table', 'save']
 
 # %% ../nbs/15_plots.ipynb #36c4b0e1
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from torch import Tensor
+
+from .data import write_whole
 
 # %% ../nbs/15_plots.ipynb #f711a936
 METHOD_COLOURS = {"baseline": "#666666", "encoder": "#0072B2", "decoder": "#E69F00", "both": "#009E73"}
@@ -359,11 +362,6 @@ def save(
         raise ValueError(f"{path}: pictures are saved as .png")
     first = picture if isinstance(picture, (Figure, Axes)) else np.asarray(picture, dtype=object).flat[0]
     figure: Any = first if isinstance(first, Figure) else first.figure
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(part, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    return write_whole(path, buffer.getvalue())

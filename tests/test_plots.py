@@ -196,7 +196,7 @@ def test_save_is_whole_or_nothing(tmp_path, monkeypatch):
     assert before.startswith(b"\x89PNG")
 
     def fail(self, target, **kwargs):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(plots.Figure, "savefig", fail)

@@ -1,6 +1,8 @@
 """Runs and tables: round trips, faults, killed and simultaneous processes, statistics against SciPy, whole files."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -259,16 +261,17 @@ def test_measuring_code_changes_the_source_but_not_the_name_of_a_run(package, mo
 def test_a_run_measured_by_other_code_is_measured_again_and_not_trained(tiny_folder, tmp_path, monkeypatch):
     before = make_table(ROWS, 1, tiny_folder, tmp_path)
     folder = before.runs["both"][0].folder
-    old = json.loads((folder / "metrics.json").read_text()) | {"average": 99.0, "source": "older"}
-    (folder / "metrics.json").write_text(json.dumps(old))
     (folder / "detections.json").write_text("{}")
+    files = before.runs["both"][0].files | {"detections.json": study.file_sum(folder / "detections.json")}
+    study.seal(folder, before.runs["both"][0].metrics | {"average": 99.0, "source": "older"}, files)
+    old = (folder / "metrics.json").read_text()
     monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("trained again"))
     assert list(study.runs(tmp_path)["current code"]) == [name != folder.name for name in shown(tmp_path)]
     with monkeypatch.context() as patch:  # interrupted: the old metrics stay, and stay recognised as old
         patch.setattr(study, "evaluate", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(RuntimeError, match="disk full"):
             make_table(ROWS, 1, tiny_folder, tmp_path)
-    assert json.loads((folder / "metrics.json").read_text()) == old
+    assert (folder / "metrics.json").read_text() == old
     measured_runs = []
     measure = study.measure
     monkeypatch.setattr(study, "measure", lambda *a: (measured_runs.append(a[2].seed), measure(*a))[1])
@@ -528,17 +531,16 @@ def test_a_crash_while_saving_leaves_the_old_table_whole(tiny_folder, tmp_path, 
     old, new = (fake_table([[20.0, 21.0], [b, 33.0]], tiny_folder) for b in (30.0, 31.0))
     old.save(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    write_text = Path.write_text
 
-    def half(path, text, *args, **options):
-        write_text(path, text[: len(text) // 2], *args, **options)
-        raise OSError("no space left on device")
+    def half(handle):
+        os.ftruncate(handle, os.fstat(handle).st_size // 2)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(OSError):
+    monkeypatch.setattr(os, "fsync", half)
+    with pytest.raises(OSError, match=r"table9\.json: cannot be written .*No space left.* make room there"):
         new.save(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name in before} == before
-    assert not [p for p in tmp_path.iterdir() if p.name not in before and not p.name.startswith(".")]
+    assert {p.name for p in tmp_path.iterdir()} == set(before)
 
 
 # ---- claims
