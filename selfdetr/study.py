@@ -9,14 +9,15 @@ __all__ = ['PARTS', 'SMALL', 'PROFILES', 'WHOLE', 'DATASETS', 'PARAMETERS', 'COM
            'run_hash', 'file_sum', 'values_sum', 'seal', 'read_metrics', 'check_file', 'damaged', 'Run', 'read_run',
            'judge_detections', 'measure', 'compute', 'work_folder', 'measure_again', 'locked', 'publish', 'is_complete',
            'is_due', 'settle', 'run', 'parse_setting', 'make_parser', 'main', 'watch_epochs', 'attempt', 'submit',
-           'sweep', 'in_workers', 'run_all', 'runs', 'interval', 'verdict', 'Table', 'with_interval', 'show_row',
-           'markdown', 'claimed_value', 'judge', 'row_content', 'table', 'read_table', 'write_claims']
+           'sweep', 'in_workers', 'take_turns', 'run_all', 'runs', 'interval', 'verdict', 'Table', 'with_interval',
+           'show_row', 'markdown', 'claimed_value', 'judge', 'row_content', 'table', 'read_table', 'write_claims']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
 import argparse
 import ast
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -727,6 +728,12 @@ def in_workers(jobs: Sequence[tuple], workers: int) -> list[str | None]:
         return [LOST for _ in jobs]
 
 
+def take_turns(device: str, cluster: str = "") -> list[str]:  # devices, for one run after the other
+    "Every GPU of this machine where none is named; a job of a cluster has a GPU of its own."
+    count = torch.cuda.device_count() if device in ("auto", "cuda") and not cluster else 0
+    return [f"cuda:{i}" for i in range(count)] or [device]
+
+
 def run_all(
     specs: Sequence[RunSpec],
     data: Dataset,  # that all of them use
@@ -750,7 +757,8 @@ def run_all(
         check_writable(runs_root)
     sweep(runs_root)
     threads = 1 if workers > 1 else None
-    jobs = [(s, where, str(runs_root), device, threads) for s in left.values()]
+    devices = itertools.cycle(take_turns(device, cluster))
+    jobs = [(s, where, str(runs_root), d, threads) for s, d in zip(left.values(), devices)]
     with watch_epochs(folders, [s.train.epochs for s in left.values()], progress and bool(left)) as bar:
         bar.set_description(f"{len(left)} runs, {len(set(names)) - len(left)} found")
         if cluster and left:

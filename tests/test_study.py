@@ -599,3 +599,13 @@ def test_jobs_of_a_cluster_give_the_table_of_the_workers(tiny_folder, tmp_path):
     assert sent.content == here.content
     with pytest.raises(ValueError, match="choose 'slurm', 'local'"):
         make_table(ROWS[:1], 1, tiny_folder, tmp_path / "none", cluster="cloud")
+
+
+@pytest.mark.parametrize(
+    "device, cluster, gpus, turns",
+    [("auto", "", 2, ["cuda:0", "cuda:1"]), ("cuda", "", 1, ["cuda:0"]), ("cuda:1", "", 2, ["cuda:1"]),
+     ("cpu", "", 2, ["cpu"]), ("auto", "", 0, ["auto"]), ("cuda", "slurm", 2, ["cuda"])],
+)  # fmt: skip
+def test_runs_take_the_gpus_in_turn(monkeypatch, device, cluster, gpus, turns):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert study.take_turns(device, cluster) == turns
