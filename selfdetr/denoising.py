@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .losses import LossConfig, SetCriterion, count_instances, focal_loss, name_layers
+from .losses import LossConfig, SetCriterion, check_feedback, count_instances, focal_loss, name_layers
 from .matcher import pad_targets
 from .model import ModelConfig, Output, SelfDETR
 from .segments import cw_to_se, elementwise_iou, se_to_cw
@@ -257,5 +257,6 @@ class DenoisingCriterion(SetCriterion):
 
 
 def make_criterion(config: LossConfig, model: SelfDETR) -> SetCriterion:
-    "The criterion that a model trains with."
+    "The criterion that a model trains with; ValueError for feedback to maps that the model has not got."
+    check_feedback(model.config, config)
     return DenoisingCriterion(config) if model.config.denoising else SetCriterion(config)

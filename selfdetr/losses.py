@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'focal_loss', 'by_layer', 'name_layers', 'class_loss', 'segment_losses', 'process_count',
-           'mean_over_processes', 'window_share', 'count_instances', 'LossConfig', 'base_name', 'SetCriterion']
+           'mean_over_processes', 'window_share', 'count_instances', 'LossConfig', 'base_name', 'SetCriterion',
+           'check_feedback']
 
 # %% ../nbs/07_losses.ipynb #c5143a11
 import re
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .matcher import MatchCost, Matches, match
-from .model import Output
+from .model import ModelConfig, Output
+from .relational import query_overlap
 from .segments import cw_to_se, elementwise_iou
 
 # %% ../nbs/07_losses.ipynb #6a631a17
@@ -117,6 +119,7 @@ class LossConfig:
     feedback_decoder: float = 5.0  # lambda_D
     alpha: float = 0.25
     gamma: float = 2.0
+    query_overlap: float = 0.0  # weight of ReAct's IoU decay (03_relational); the term is only computed above 0
 
     def __post_init__(self):
         for field in fields(self):
@@ -132,6 +135,7 @@ class LossConfig:
             "iou": self.iou,
             "feedback_encoder": self.feedback_encoder,
             "feedback_decoder": self.feedback_decoder,
+            "query_overlap": self.query_overlap,
         }
 
 # %% ../nbs/07_losses.ipynb #1d3dcfc1
@@ -168,6 +172,8 @@ class SetCriterion:
         terms: dict[str, Tensor] = {}
         for name, values in {"class": classes, "l1": l1, "iou": iou}.items():
             terms |= name_layers(name, values / count)
+        if self.config.query_overlap:
+            terms |= name_layers("query_overlap", query_overlap(output.segments.float()).mean(1))
         return terms
 
     def total(
@@ -183,3 +189,24 @@ class SetCriterion:
         if unused:
             raise KeyError(f"weights without a loss term: {sorted(unused)}; compute them or set their weights to 0")
         return torch.stack([weights[base[name]] * value for name, value in terms.items() if weights[base[name]]]).sum()
+
+# %% ../nbs/07_losses.ipynb #07e50002
+def check_feedback(
+    model: ModelConfig,
+    loss: LossConfig,
+) -> None:
+    "A ValueError where a feedback has a weight and the model has no self-attention maps for it."
+    there = {
+        "encoder": model.encoder_layers > 0 and model.encoder_attention not in ("mlp", "none"),
+        "decoder": model.decoder_self_attention != "none",
+    }
+    lacking = [part for part in there if getattr(loss, f"feedback_{part}") and not there[part]]
+    if lacking:
+        what = f"{model.encoder_layers} layers of encoder_attention {model.encoder_attention!r}"
+        raise ValueError(
+            f"feedback for the {' and '.join(lacking)} of a model without self-attention maps there ({what}, "
+            f"decoder_self_attention {model.decoder_self_attention!r}). Feedback works for an encoder of at least one "
+            "layer with encoder_attention 'standard', 'relative' or 'deformable', and for a decoder with "
+            "decoder_self_attention 'standard' or 'relational'; else set "
+            f"{', '.join(f'loss.feedback_{part}' for part in lacking)} to 0"
+        )

@@ -28,7 +28,7 @@ from .data import write_whole
 
 # %% ../nbs/15_plots.ipynb #f711a936
 METHOD_COLOURS = {"baseline": "#666666", "encoder": "#0072B2", "decoder": "#E69F00", "both": "#009E73"}
-OTHER_COLOURS = ("#D55E00", "#CC79A7", "#56B4E9", "#000000", "#A6761D", "#8073AC")
+OTHER_COLOURS = ("#D55E00", "#CC79A7", "#56B4E9", "#000000", "#A6761D", "#8073AC", "#117733", "#882255", "#DDCC77")
 
 
 def method_colours(names: Iterable[str]) -> dict[str, str]:

@@ -68,7 +68,7 @@ from selfdetr.inference import (
     save_detector,
     write_results,
 )
-from .losses import LossConfig, process_count
+from .losses import LossConfig, check_feedback, process_count
 from .model import ModelConfig, SelfDETR, load_model, make_model, save_model
 from .plots import plot_table, save
 from .simulate import SimulatorConfig, make_dataset
@@ -224,13 +224,15 @@ def make_spec(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> RunSpec:
-    "The spec of one row and seed: profile, then data set, then overrides."
+    "The spec of one row and seed: profile, then data set, then overrides; ValueError for feedback without maps."
     size = {"channels": data.channels, "classes": len(data.classes)}
     model = ModelConfig(**{**settings(dataset, profile, "model"), **size})
     train_config = TrainConfig(**settings(dataset, profile, "train"))
     inference = InferenceConfig(**settings(dataset, profile, "inference"))
     spec = RunSpec(Path(dataset).name, profile, model, train=train_config, seed=seed, inference=inference)
-    return override(spec, overrides or {})
+    spec = override(spec, overrides or {})
+    check_feedback(spec.model, spec.loss)
+    return spec
 
 # %% ../nbs/16_study.ipynb #ddc82a5d
 PARAMETERS: dict[str, type] = {

@@ -70,7 +70,7 @@ def forward(model, features, mask, targets, seed=1):
 
 def criterion_for(model, **weights):
     off = {} if model.config.encoder_layers else {"feedback_encoder": 0.0}
-    off |= {} if model.config.decoder_self_attention else {"feedback_decoder": 0.0}
+    off |= {} if model.config.decoder_self_attention != "none" else {"feedback_decoder": 0.0}
     return make_criterion(LossConfig(**{**off, **weights}), model)
 
 
@@ -95,7 +95,7 @@ def without_time(history):
 @given(
     SEEDS,
     st.lists(st.integers(0, 3), min_size=1, max_size=3).filter(any),
-    st.sampled_from([{}, {"maps": "after"}, {"encoder_layers": 0}, {"decoder_self_attention": False}]),
+    st.sampled_from([{}, {"maps": "after"}, {"encoder_layers": 0}, {"decoder_self_attention": "none"}]),
     st.booleans(),
 )
 def test_other_denoising_queries_leave_outputs_losses_and_gradients_of_the_rest_alone(seed, counts, changes, fast):
@@ -321,7 +321,7 @@ def test_a_dino_is_not_trained_by_a_criterion_that_ignores_half_of_it(windows):
     assert same_weights(model, before)
 
 
-@pytest.mark.parametrize("changes", [{}, {"encoder_layers": 0}, {"decoder_self_attention": False}])
+@pytest.mark.parametrize("changes", [{}, {"encoder_layers": 0}, {"decoder_self_attention": "none"}])
 def test_fast_and_plain_agree(tiny, changes):
     """Ten steps, with dropout and noise drawn from the same numbers.
 

@@ -446,11 +446,12 @@ def test_missing_packages_are_named(folder, monkeypatch):
 
 @pytest.fixture(scope="module")
 def exported(detector, tmp_path_factory):
-    "The model with most that is hard to export (proposals ranked by the encoder, relative attention), and its file."
+    "A model with most that is hard to export (ranked proposals, every other kind of attention), and its file."
     pytest.importorskip("onnx", reason="the packages of selfdetr[onnx] are not installed")
     pytest.importorskip("onnxscript", reason="the packages of selfdetr[onnx] are not installed")
     pytest.importorskip("onnxruntime", reason="the packages of selfdetr[onnx] are not installed")
     changes = dict(denoising=4, encoder_attention="relative")
+    changes |= dict(decoder_self_attention="relational", cross_attention="deformable")
     original = Detector(some_model(**changes), detector.config)
     return original, export_onnx(original, tmp_path_factory.mktemp("onnx") / "new" / "model.onnx")
 

@@ -108,7 +108,7 @@ OVERRIDES = st.fixed_dictionaries(
     optional={
         "model.dim": st.sampled_from([64, 128, 256]),
         "model.encoder_layers": st.integers(0, 6),
-        "model.decoder_self_attention": st.booleans(),
+        "model.decoder_self_attention": st.sampled_from(["standard", "relational", "none"]),
         "model.dropout": st.floats(0, 0.9),
         "feedback.encoder": st.sampled_from(["matmul", "average", "last"]),
         "feedback.kl": st.sampled_from(["guidance", "map"]),
