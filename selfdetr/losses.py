@@ -95,10 +95,10 @@ def mean_over_processes(
 
 
 def window_share(
-    maps: Tensor,  # (layers, batch, rows, columns)
+    values: Tensor,  # (layers, batch, ...)
 ) -> Tensor:  # scalar, 1 where all processes have equally many windows
     "What a mean over this process's windows is multiplied with to be its part of the mean over the whole batch."
-    windows = maps.new_tensor(float(maps.shape[1]))
+    windows = values.new_tensor(float(values.shape[1]))
     return windows / mean_over_processes(windows)
 
 
@@ -173,7 +173,8 @@ class SetCriterion:
         for name, values in {"class": classes, "l1": l1, "iou": iou}.items():
             terms |= name_layers(name, values / count)
         if self.config.query_overlap:
-            terms |= name_layers("query_overlap", query_overlap(output.segments.float()).mean(1))
+            overlap = query_overlap(output.segments.float()).mean(1) * window_share(output.segments)
+            terms |= name_layers("query_overlap", overlap)
         return terms
 
     def total(

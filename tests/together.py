@@ -17,13 +17,15 @@ from selfdetr.trainer import TrainConfig, prepare, train, train_step
 SIZES = dict(
     channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_groups=2, decoder_layers=2, dropout=0.0
 )
-CASES = {  # name -> changes of the model, of the feedback
+CASES: dict[str, tuple[dict, dict]] = {  # name -> changes of the model, of the feedback
     "method": ({}, {}),
     "other choices": ({}, {"kl": "map", "layers": "sum", "encoder": "average", "decoder": "average"}),
     "identity": ({}, {"guidance": "identity"}),
     "diversity": ({}, {"guidance": "diversity"}),
     "relative": ({"encoder_attention": "relative"}, {"decoder": "last", "encoder": "last"}),
     "no encoder": ({"encoder_layers": 0}, {}),
+    "react": ({"encoder_attention": "deformable", "cross_attention": "deformable",
+               "decoder_self_attention": "relational"}, {}),
 }
 
 
@@ -44,7 +46,7 @@ def one_step(name: str, rank: int = 0, processes: int = 1) -> dict[str, torch.Te
     changes, choices = CASES[name]
     torch.manual_seed(0)
     model = make_model(ModelConfig(**{**SIZES, **changes}))
-    weights = LossConfig(feedback_encoder=5.0 if model.config.encoder_layers else 0.0)
+    weights = LossConfig(feedback_encoder=5.0 if model.config.encoder_layers else 0.0, query_overlap=1.0)
     criterion, feedback = make_criterion(weights, model), FeedbackConfig(**choices)
     fabric, wrapped, optimizer = prepare(model.train(), TrainConfig(lr=1e-12), "cpu", fast=False)
     features, mask, targets = whole_batch()
