@@ -154,7 +154,7 @@ class World:
         self.compared = 0
         self.log = self.new_folder("log")
         self.reference = self.new_folder("reference")
-        status = ended(fork(compute_all, self, self.specs, self.reference), 120)
+        status = ended(fork(compute_all, self, self.specs, self.reference), 250)
         require(status == 0, f"the undisturbed runs ended with status {status}")
 
     def new_folder(self, name):

@@ -214,10 +214,11 @@ def test_a_flipped_bit_is_found_where_the_file_is_used_and_a_cut_one_at_once(cop
     whole = path.read_bytes()
     flip(path, 0.9)
     run = study.read_run(copy.folder)
-    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*not what was written.*delete the folder"):
+    message = re.escape(str(path)) + ".*not what was written.*delete the folder"
+    with pytest.raises(ValueError, match=message):
         run.file(name)
     if name in ("checkpoint.safetensors", "config.json"):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(ValueError, match=message):
             run.model()
     for content in (whole[:-1], whole + b"\n", b""):
         path.write_bytes(content)
