@@ -10,9 +10,9 @@ __all__ = ['FULL', 'CLOSED', 'MENDS', 'QUIRKS', 'Report', 'SPELLINGS', 'SETTINGS
            'label_index', 'parse_entry', 'read_database', 'read_annotations', 'read_settings', 'all_settings',
            'find_part', 'grid_for', 'read_npz', 'read_pt', 'reader_for', 'read_features', 'resize_features',
            'FeatureFiles', 'drop_pages', 'in_blocks', 'check_features', 'check_channels', 'Video', 'Dataset',
-           'load_features', 'join_features', 'place_videos', 'check_splits', 'standardise', 'without_classes',
-           'describe_videos', 'load_dataset', 'check', 'window_starts', 'window_targets', 'Batch', 'Windows',
-           'targets_in_turn', 'make_windows', 'training_windows', 'test_windows', 'end_of', 'windows_of']
+           'load_features', 'join_features', 'place_videos', 'check_splits', 'mean_and_deviation', 'standardise',
+           'without_classes', 'describe_videos', 'load_dataset', 'check', 'window_starts', 'window_targets', 'Batch',
+           'Windows', 'targets_in_turn', 'make_windows', 'training_windows', 'test_windows', 'end_of', 'windows_of']
 
 # %% ../nbs/01_data.ipynb #68c0735c
 import contextlib
@@ -813,14 +813,28 @@ def check_splits(
                 f"{', '.join(present) or 'none'})")
 
 # %% ../nbs/01_data.ipynb #87622609
+def mean_and_deviation(
+    recordings: Sequence[np.ndarray],  # each (steps, channels)
+) -> tuple[np.ndarray, np.ndarray]:  # (channels,) float64 each
+    "Of every channel over all recordings, in two passes over a few thousand steps at a time."
+    def add_up(change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        total = np.zeros(recordings[0].shape[1])
+        for features in recordings:
+            for block in in_blocks(features):
+                total = np.concatenate([total[None], change(block)]).sum(axis=0)
+        return total / sum(map(len, recordings))
+
+    mean = add_up(lambda block: block)
+    return mean, np.sqrt(add_up(lambda block: (block - mean) ** 2))
+
+
 def standardise(
     dataset: Dataset,  # held in memory
 ) -> Dataset:  # the same one, its array changed in place
     "Bring every channel to mean 0 and deviation 1 over the training recordings; a constant channel becomes 0."
     if dataset.array is None:
         raise DataError(f"{dataset.folder.name}: mapped features cannot be standardised; load with in_memory=True")
-    training = np.concatenate([dataset.features(video.name) for video in dataset.split("train")])
-    mean, deviation = training.mean(axis=0, dtype=np.float64), training.std(axis=0, dtype=np.float64)
+    mean, deviation = mean_and_deviation([dataset.features(video.name) for video in dataset.split("train")])
     dataset.scale = np.stack([mean, np.where(deviation > 0, deviation, 1)]).astype(np.float32)
     dataset.array[:-1] -= dataset.scale[0]
     dataset.array[:-1] /= dataset.scale[1]

@@ -1,0 +1,358 @@
+"""How memory and time grow with the length of a recording or window, with channels, queries and videos.
+
+python benchmarks/scale.py [--quick] [--csv FILE] [--plot FILE]
+
+Every measurement runs in a process of its own, on one thread: processor time, and the most memory that was resident
+beyond what the process held when its model or its folder was ready. Recordings are sparse .npy files, mapped as real
+ones are. To the largest three sizes the law is fitted that the design leads to, a + b n or a n + b n^2; what is beyond
+the largest size is extrapolated by it and says so.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+from train_step import make_batch, peak_memory
+
+HERE = Path(__file__).resolve()
+GRID = dict(fps=24, stride=4, snippet=16)  # six steps a second
+LIMIT = 3000  # MB of a training step of the paper's size
+
+
+# ---- what is measured: each of these gets ready and returns what is then timed
+
+
+def sparse(path, steps, channels):
+    "A .npy file of zeros that takes no room on a disk."
+    np.lib.format.open_memmap(path, "w+", np.float32, (steps, channels))
+    return path
+
+
+def model_of(**changes):
+    "A model of the paper's size with random weights."
+    import torch
+
+    from selfdetr.model import ModelConfig, SelfDETR
+
+    torch.manual_seed(0)
+    return SelfDETR(ModelConfig(**changes)).eval()
+
+
+def detection(folder, hours=0.3, **changes):
+    "Detect in one mapped recording; every score passes, so that suppression has the most to do."
+    from selfdetr.data import TimeGrid
+    from selfdetr.inference import detect
+
+    model, grid = model_of(**changes), TimeGrid(**GRID)
+    steps = round(hours * 3600 * grid.fps / grid.stride)
+    path = sparse(f"{folder}/recording.npy", steps, model.config.channels)
+    detect(model, np.zeros((128, model.config.channels), np.float32), grid)  # the first call loads what is needed
+    return lambda: detect(model, path, grid)
+
+
+def window(folder, steps, maps):
+    "The model on one window, with its maps and without."
+    import torch
+
+    model = model_of()
+    features = torch.randn(1, steps, model.config.channels)
+
+    @torch.no_grad()
+    def look(features):
+        return model(features, maps=maps)
+
+    look(features[:, :64])
+    return lambda: look(features)
+
+
+def training(folder, steps, batch=4, feedback=True, **changes):
+    "A training step."
+    from dataclasses import replace
+
+    from selfdetr.feedback import FeedbackConfig
+    from selfdetr.losses import LossConfig, SetCriterion
+    from selfdetr.trainer import TrainConfig, prepare, train_step
+
+    model, train = model_of(**changes), TrainConfig(window=steps, batch=batch)
+    windows = make_batch(model.config, train)._replace(mask=None)
+    fabric, wrapped, optimizer = prepare(model, train, "cpu")
+    wrapped.train()
+    off = {} if feedback else dict(feedback_encoder=0, feedback_decoder=0)
+    options = SetCriterion(LossConfig(**off)), FeedbackConfig() if feedback else None
+    first = make_batch(model.config, replace(train, window=64, batch=1))._replace(mask=None)
+    train_step(fabric, wrapped, optimizer, *options, first, train.clip)  # makes the optimiser's state
+    return lambda: train_step(fabric, wrapped, optimizer, *options, windows, train.clip)
+
+
+def write_videos(folder, videos, steps=300, channels=64):
+    "A data set of short recordings, four instances each, half of it for training."
+    folder = Path(folder, "data")
+    if folder.exists():
+        return folder
+    (folder / "features").mkdir(parents=True)
+    times = [[3.0 + 7 * i, 7.0 + 7 * i] for i in range(4)]
+    entry = {"duration": steps / 10, "annotations": [{"label": f"c{i}", "segment": t} for i, t in enumerate(times)]}
+    database = {}
+    for i in range(videos):
+        name = f"video_{i:06d}"
+        sparse(folder / "features" / f"{name}.npy", steps, channels)
+        database[name] = {"subset": ("training", "test")[i % 2]} | entry
+    (folder / "annotations.json").write_text(json.dumps({"database": database}))
+    (folder / "dataset.json").write_text(json.dumps({"fps": 10, "stride": 1, "snippet": 1, "in_memory": False}))
+    return folder
+
+
+def index(folder, videos):
+    "Read a data set with its features mapped, cut windows, order an epoch, make its first batch."
+    from selfdetr.data import load_dataset, training_windows
+    from selfdetr.trainer import epoch_batches
+
+    folder = write_videos(folder, videos)
+
+    def read():
+        windows = training_windows(load_dataset(folder), length=64)
+        return windows, windows.batch(epoch_batches(len(windows), 16, 0, 0)[0])
+
+    return read
+
+
+def check(folder, videos):
+    "Check a folder before anything is trained."
+    from selfdetr.check import check_folder
+
+    folder = write_videos(folder, videos)
+    return lambda: check_folder(folder)
+
+
+def search(folder, videos):
+    "Detect in the test half of a data set with a small model; its windows are there."
+    from selfdetr.data import load_dataset, test_windows
+    from selfdetr.inference import InferenceConfig, detect_dataset
+
+    dataset = load_dataset(write_videos(folder, videos))
+    model = model_of(channels=64, classes=4, dim=32, heads=4, hidden=64, queries=10, decoder_layers=2, norm_groups=8)
+    windows = test_windows(dataset, length=256)
+    return lambda: detect_dataset(model, windows, InferenceConfig(window=256, most=20))
+
+
+def cutting(folder, hours):
+    "Training windows of one recording with an instance every seven seconds; no features are needed."
+    from selfdetr.data import Dataset, TimeGrid, Video, training_windows
+
+    grid = TimeGrid(**GRID)
+    start = np.arange(0, hours * 3600 - 7, 7.0)
+    segments = np.stack([start, start + 4], axis=1)
+    steps = round(hours * 3600 * grid.fps / grid.stride)
+    video = Video("one", "train", hours * 3600, grid, steps, 0, segments, np.zeros(len(start), dtype=np.int64))
+    dataset = Dataset(Path("none"), ("action",), (video,), 64, None)
+    return lambda: training_windows(dataset)
+
+
+# ---- the series
+
+
+class Series(NamedTuple):
+    "One thing that grows."
+
+    title: str
+    unit: str
+    sizes: tuple[float, ...]
+    make: Callable  # (folder, size) -> what is timed
+    memory: int  # exponent of the memory, where the size dominates
+    seconds: int  # the same of the time
+    beyond: float | None = None  # extrapolated to
+
+
+HOURS, VIDEOS = (0.1, 1, 3, 10), (100, 1000, 3000, 10_000)
+WINDOWS, STEPS = (64, 256, 1024, 2048, 4096), (64, 128, 256, 512, 1024)  # of detection; of training
+SERIES = {
+    "recording": Series("detection in one recording", "hours", HOURS, lambda f, n: detection(f, n), 1, 1, 100),
+    "channels": Series(
+        "detection, channels", "channels", (36, 256, 1024, 2048), lambda f, n: detection(f, channels=n), 1, 1
+    ),
+    "queries": Series("detection, queries", "queries", (20, 40, 100, 300), lambda f, n: detection(f, queries=n), 1, 1),
+    "window": Series("one window, no maps", "steps", WINDOWS, lambda f, n: window(f, n, False), 1, 2, 16_384),
+    "window-maps": Series("one window, with maps", "steps", WINDOWS, lambda f, n: window(f, n, True), 2, 2, 16_384),
+    "training": Series("training step, feedback", "steps", STEPS, lambda f, n: training(f, n), 2, 2, 4096),
+    "training-no-maps": Series(
+        "training step, no maps", "steps", STEPS, lambda f, n: training(f, n, feedback=False), 2, 2, 4096
+    ),
+    "paper": Series("training step of the paper's size", "steps", (128,), lambda f, n: training(f, n, 16), 2, 2),
+    "cutting": Series("windows of one recording", "hours", (1, 10, 30, 100), cutting, 1, 1, 1000),
+    "index": Series("reading a data set", "videos", VIDEOS, index, 1, 1, 100_000),
+    "check": Series("checking a data set", "videos", VIDEOS, check, 1, 1, 100_000),
+    "search": Series("detection in a data set", "videos", VIDEOS, search, 1, 1, 100_000),
+}
+
+
+# ---- measuring
+
+
+def forget_peak():
+    "Let the peak of the resident memory start anew, where Linux can; what is resident now, in MB."
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory(type("Device", (), {"type": "cpu"}))
+
+
+def measure(name, size, folder):
+    "Processor seconds and MB of one size. Runs alone in its process."
+    import torch
+
+    torch.set_num_threads(1)
+    work = SERIES[name].make(folder, size)
+    before, start = forget_peak(), time.process_time()
+    result = work()
+    seconds = time.process_time() - start
+    memory = peak_memory(type("Device", (), {"type": "cpu"})) - before
+    return {"seconds": seconds, "megabytes": memory, "result": len(result) if hasattr(result, "__len__") else 0}
+
+
+def measure_apart(name, size, folder):
+    "What `measure` returns, from a fresh process."
+    command = [sys.executable, str(HERE), "--one", name, "--size", str(size), "--folder", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_all(quick):
+    "A row for every size of every series."
+    rows = []
+    for name, series in SERIES.items():
+        for size in series.sizes[:2] if quick else series.sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                found = measure_apart(name, size, folder)
+            row = dict(series=name, size=size, unit=series.unit, kind="measured")
+            rows.append(row | {k: round(found[k], 3) for k in ("seconds", "megabytes")})
+            what = f"{series.title:<36}{size:>8g} {series.unit:<9}"
+            print(f"{what}{found['seconds']:9.2f} s{found['megabytes']:9.0f} MB", flush=True)
+    return pd.DataFrame(rows)
+
+
+# ---- what follows from it
+
+
+def terms(sizes, power):
+    "What the law adds up: 1 and n; or, where things grow with the square, n and n^2."
+    sizes = np.asarray(sizes, float)
+    return np.stack([sizes ** (power - 1), sizes**power], axis=-1)
+
+
+def law(sizes, values, power):
+    "The factors of the two terms, not negative, by least squares of the relative errors."
+    values = np.maximum(np.asarray(values, float), 1e-3)
+    return nnls(terms(sizes, power) / values[:, None], np.ones_like(values))[0]
+
+
+def follow(rows, what, power, size):
+    "The value at a size, by the law of these rows."
+    return float(terms(size, power) @ law(rows["size"], rows[what], power))
+
+
+def powers(series):
+    return {"seconds": series.seconds, "megabytes": series.memory}
+
+
+def fit(measured):
+    "A row a series: the law of the largest three sizes; and the largest as those before it would have foretold it."
+    rows = {}
+    for name, one in measured.groupby("series", sort=False):
+        for what, power in powers(SERIES[name]).items() if len(one) > 2 else ():
+            last = one.iloc[-1]
+            first, second = law(one["size"].tail(3), one[what].tail(3), power)
+            foretold = follow(one.iloc[-4:-1], what, power, last["size"]) / last[what]
+            text = f"{first:.3g} + {second:.3g} n" if power == 1 else f"{first:.3g} n + {second:.3g} n^2"
+            rows.setdefault(name, {"n": SERIES[name].unit}).update({what: text, f"{what}, foretold": f"{foretold:.2f}"})
+    return pd.DataFrame(rows).T
+
+
+def extrapolate(measured):
+    "A row for every series that has a size beyond the measured, by the law of its largest three."
+    rows = []
+    for name, one in measured.groupby("series", sort=False):
+        series = SERIES[name]
+        if series.beyond is None or len(one) < 3:
+            continue
+        row = dict(series=name, size=series.beyond, unit=series.unit, kind="extrapolated")
+        values = {w: follow(one.tail(3), w, power, series.beyond) for w, power in powers(series).items()}
+        rows.append(row | {what: float(f"{value:.3g}") for what, value in values.items()})
+    return pd.DataFrame(rows)
+
+
+PANELS = {
+    "length of the recording, hours": ("recording", "cutting"),
+    "length of a window, steps": ("window", "window-maps", "training", "training-no-maps"),
+    "videos": ("index", "check", "search"),
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's
+
+
+def plot(table, path):
+    "Seconds above and memory below, over what grows; open marks and dashes are extrapolated."
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(2, 3, figsize=(11, 7), sharex="col", layout="constrained")
+    for column, (label, names) in zip(grid.T, PANELS.items()):
+        for ax, what, unit in zip(column, ("seconds", "megabytes"), ("processor time, s", "memory, MB")):
+            for name, colour, mark in zip(names, COLOURS, "osD^"):
+                rows = table[table.series == name]
+                known, guessed = rows[rows.kind == "measured"], rows[rows.kind == "extrapolated"]
+                ax.loglog(known["size"], known[what], color=colour, marker=mark, label=SERIES[name].title)
+                if len(guessed):
+                    both = pd.concat([known.tail(1), guessed])
+                    ax.loglog(both["size"], both[what], "--", color=colour)
+                    ax.loglog(guessed["size"], guessed[what], mark, color=colour, markerfacecolor="white")
+            ax.set_ylabel(unit)
+            ax.grid(alpha=0.3)
+        column[1].set_xlabel(label)
+        column[1].legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    figure.suptitle("Growth on one core: measured (filled) and extrapolated (open, dashed)", fontsize="medium")
+    figure.savefig(path, dpi=90)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the two smallest sizes of each series, no fit")
+    parser.add_argument("--csv", help="write all rows there")
+    parser.add_argument("--plot", help="write the picture there")
+    parser.add_argument("--again", help="read the measured rows from this CSV instead of measuring")
+    parser.add_argument("--one", choices=tuple(SERIES), help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        size = int(options.size) if options.size.is_integer() else options.size
+        print(json.dumps(measure(options.one, size, options.folder)))
+        return
+    if options.again:
+        measured = pd.read_csv(options.again).query("kind == 'measured'")
+    else:
+        measured = measure_all(options.quick)
+    [step] = measured[measured.series == "paper"].megabytes
+    print(f"\ntraining step of the paper's size: {step:.0f} MB beyond model and features; aim: under {LIMIT}: "
+          f"{'met' if step < LIMIT else 'MISSED'}")  # fmt: skip
+    beyond = extrapolate(measured)
+    if len(beyond):
+        print("\nfitted to the largest three sizes; foretold: what those before it say of the largest, over what it is")
+        print(fit(measured).to_string())
+        print("\nEXTRAPOLATED, not measured\n" + beyond.to_string(index=False))
+    table = pd.concat([measured, beyond], ignore_index=True)
+    if options.csv:
+        table.to_csv(options.csv, index=False)
+    if options.plot:
+        plot(table, options.plot)
+
+
+if __name__ == "__main__":
+    main()

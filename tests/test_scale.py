@@ -1,0 +1,170 @@
+"Memory stays within the window, the batch or the recording at hand."
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfdetr import data, diversity, inference
+from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, test_windows, training_windows
+from selfdetr.feedback import FeedbackConfig
+from selfdetr.inference import InferenceConfig, detect_dataset
+from selfdetr.losses import LossConfig, SetCriterion
+from selfdetr.model import ModelConfig, SelfDETR
+from selfdetr.speed import fuse
+from selfdetr.trainer import loss_terms
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY = ModelConfig(channels=4, classes=3, dim=16, heads=2, hidden=16, queries=5, decoder_layers=2, norm_groups=4)
+linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of a process are read from /proc")
+
+
+def peak_apart(series, size, folder):
+    "MB that one measurement of benchmarks/scale.py takes beyond what was there before, in a process of its own."
+    command = [sys.executable, BENCHMARKS / "scale.py", "--one", series, "--size", str(size), "--folder", folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["megabytes"]
+
+
+@linux
+def test_a_training_step_of_the_paper_takes_under_a_third_of_what_it_may(tmp_path):
+    assert 50 < peak_apart("paper", 128, tmp_path) < 1000  # 3 GB are allowed
+
+
+@linux
+def test_a_long_window_without_maps_does_not_hold_its_scores(tmp_path):
+    steps, heads = 2048, 8
+    scores = heads * steps**2 * 4 / 1e6
+    assert peak_apart("window-maps", steps, tmp_path) > scores > 2 * peak_apart("window", steps, tmp_path)
+
+
+def saved_for_backward(criterion, feedback, fast):
+    "Shapes of all that a training step keeps."
+    torch.manual_seed(0)
+    model, kept = SelfDETR(TINY), []
+    if fast:
+        fuse(model)
+    target = {"segments": torch.tensor([[0.5, 0.2]]), "labels": torch.tensor([1])}
+    batch = data.Batch(torch.randn(3, 33, 4), None, [target] * 3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
+        criterion.total(loss_terms(model, criterion, feedback, batch))
+    return kept
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_maps_are_kept_only_where_the_feedback_is_trained(fast):
+    off = SetCriterion(LossConfig(feedback_encoder=0, feedback_decoder=0))
+    averaged, by_head = (3, 33, 33), (3, 2, 33, 33)
+    trained, watched, without = (
+        saved_for_backward(criterion, feedback, fast)
+        for criterion, feedback in ((SetCriterion(), FeedbackConfig()), (off, FeedbackConfig()), (off, None))
+    )
+    assert averaged in trained and averaged not in watched and averaged not in without
+    if fast:  # probabilities and factors of dropout, in each of two layers
+        assert [kept.count(by_head) for kept in (trained, watched, without)] == [4, 4, 4]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    "A folder of 2,000 recordings."
+    folder = tmp_path_factory.mktemp("many")
+    script = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import scale; scale.write_videos({str(folder)!r}, 2000)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    return folder / "data"
+
+
+def test_thousands_of_mapped_recordings_need_few_open_files(many):
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from selfdetr.data import load_dataset, training_windows
+from selfdetr.trainer import epoch_batches
+dataset = load_dataset({str(many)!r})
+windows = training_windows(dataset, length=64)
+taken = [windows.batch(indices) for indices in epoch_batches(len(windows), 100, 0, 0)]
+print(len(dataset.videos), sum(len(batch.features) for batch in taken) >= len(windows) - 100)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "2000 True\n", done.stderr
+
+
+def peak_bytes(work):
+    tracemalloc.start()
+    result = work()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most, result
+
+
+def test_detection_in_many_recordings_holds_some_of_them(many, monkeypatch):
+    monkeypatch.setattr(inference, "whole_recordings", partial(inference.whole_recordings, rows=2000))
+    torch.manual_seed(0)
+    model = SelfDETR(ModelConfig(**{**vars(TINY), "channels": 64, "queries": 60}))
+    dataset, peaks = load_dataset(many), []
+    for count in (50, 500):
+        windows = test_windows(dataset, length=300)
+        windows.video, windows.start, windows.valid = (x[:count] for x in (windows.video, windows.start, windows.valid))
+        detect = partial(detect_dataset, model, windows, InferenceConfig(window=300, most=1, batch=4))
+        peaks.append(peak_bytes(detect))
+    (few, found), (more, all_found) = peaks
+    assert all_found.video.nunique() == 10 * found.video.nunique() == 500
+    assert more - few < 60_000 * 40 / 4  # the raw detections of the others are 40 bytes each, 180 a window
+
+
+def recording(hours):
+    "A recording of so many hours with an action every seven seconds, and no features."
+    grid, start = TimeGrid(6), np.arange(0, hours * 3600 - 7, 7.0)
+    steps, labels = hours * 3600 * 6, np.zeros(len(start), dtype=np.int64)
+    video = Video("one", "train", hours * 3600.0, grid, steps, 0, np.stack([start, start + 4], axis=1), labels)
+    return Dataset(Path("none"), ("action",), (video,), 4, None)
+
+
+def test_cutting_a_long_recording_grows_with_its_length(monkeypatch):
+    compared = []
+
+    def counting(segments, labels, start, valid, keep, real=data.window_targets):
+        compared.append(len(segments) * len(start))
+        return real(segments, labels, start, valid, keep)
+
+    monkeypatch.setattr(data, "window_targets", counting)
+    work = []
+    for hours in (2, 20):
+        compared.clear()
+        training_windows(recording(hours))
+        work.append(sum(compared))
+    assert 9 * work[0] < work[1] < 11 * work[0]
+
+
+def test_standardising_holds_the_features_once():
+    values = np.random.default_rng(0).standard_normal((200_001, 4), dtype=np.float32)
+    nothing = np.zeros((0, 2)), np.zeros(0, dtype=np.int64)
+    video = Video("one", "train", 2e5, TimeGrid(1), 200_000, 0, *nothing)
+    expected = values[:-1].mean(axis=0, dtype=np.float64), values[:-1].std(axis=0, dtype=np.float64)
+    dataset = Dataset(Path("none"), ("action",), (video,), 4, values)
+    most, dataset = peak_bytes(lambda: standardise(dataset))
+    assert most < 0.5 * values.nbytes
+    assert np.array_equal(dataset.scale, np.stack(expected).astype(np.float32))
+
+
+def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
+    taken = []
+
+    def watching(model, windows, indices):
+        taken.append(len(indices))
+        return {"encoder": torch.zeros(1, len(indices))}
+
+    monkeypatch.setattr(diversity, "window_diversity", watching)
+    for length in (128, 256, 512, 4096):
+        windows = data.windows_of(np.zeros((20_000, 4), np.float32), length, 0.0)
+        taken.clear()
+        diversity.collapse_report(SelfDETR(TINY), windows)
+        assert max(taken) == {128: 16, 256: 16, 512: 4, 4096: 1}[length]
