@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['ModelConfig', 'Output', 'InputProjection', 'Encoded', 'SelfDETR', 'make_model', 'save_model', 'read_config',
-           'load_model']
+           'check_sizes', 'load_model']
 
 # %% ../nbs/05_model.ipynb #7189395b
 import json
-from dataclasses import asdict, dataclass, fields
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .attention import attend_read_late
+from .data import DataError, brief, config_from, read_json, regular_file
 from .transformer import Decoder, DecoderOutput, Encoder, logit, sine_embedding, step_positions
 
 # %% ../nbs/05_model.ipynb #0be79b48
@@ -183,25 +186,39 @@ def save_model(model: SelfDETR, folder: str | Path) -> Path:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    "Read a `config.json`; a missing file, broken JSON or an unknown field is a ValueError that names it."
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a readable model configuration ({error}); was the model saved here?") from None
-    unknown = set(values) - {f.name for f in fields(ModelConfig)}
-    if unknown:
-        raise ValueError(f"{path}: unknown fields {sorted(unknown)}; this model was written by another version")
-    return ModelConfig(**values)
+    "Read a `config.json`; a missing file, broken JSON, an unknown field or a value of another type is a DataError."
+    return config_from(ModelConfig, read_json(path), str(path))
+
+
+def check_sizes(path: Path, config: ModelConfig) -> None:
+    "DataError unless a file of weights has, by its header alone, the size of the configuration."
+    with safe_open(path, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    inner, held = config.dim * config.dim + 2 * config.hidden * config.dim, Counter[str]()
+    for name, shape in shapes.items():
+        held[".".join(name.split(".")[:3])] += math.prod(shape)
+    layers = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
+    found = {part: sum(name.startswith(f"{part}.layers.") for name in held) for part in layers}
+    first, last = shapes.get("input_projection.linear.weight"), shapes.get("class_head.weight")
+    queries = shapes.get("content" if config.denoising else "anchors", (0,))[:1]
+    enough = all(held[f"{part}.layers.{i}"] >= inner for part, count in found.items() for i in range(count))
+    sizes = (config.dim, config.channels), (config.classes, config.dim), (config.queries,), layers
+    if (first, last, queries, found) != sizes or not enough:
+        raise DataError(f"{path}: has not the sizes that config.json states; copy both files of one model")
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SelfDETR:
-    "Load a saved model in evaluation mode; weights that do not fit the configuration are a ValueError."
+    "Load a saved model in evaluation mode; weights that do not fit the configuration are a DataError."
     folder = Path(folder)
-    model = make_model(read_config(folder / "config.json"))
+    config, path = read_config(folder / "config.json"), regular_file(folder / "checkpoint.safetensors")
     try:
-        model.load_state_dict(load_file(folder / "checkpoint.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        path = folder / "checkpoint.safetensors"
-        raise ValueError(f"{path}: cannot be loaded into the model of {folder / 'config.json'}: {error}") from None
+        check_sizes(path, config)
+        model = make_model(config)
+        model.load_state_dict(load_file(path))
+    except DataError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        reason = brief(" ".join(str(error).split()), 300)
+        raise DataError(f"{path}: cannot be loaded into the model of {folder / 'config.json'}: {reason}") from None
     return model.eval().to(device)
+
