@@ -803,7 +803,8 @@ def check_shapes(
 # %% ../nbs/17_check.ipynb #6d0b5e63
 def plain_number(value: float) -> str:
     "Three digits; a whole number where one is within 2 %."
-    return f"{round(value)}" if value and math.isfinite(value) and abs(round(value) / value - 1) < 0.02 else f"{value:.3g}"
+    near = value and math.isfinite(value) and abs(round(value) / value - 1) < 0.02
+    return f"{round(value)}" if near else f"{value:.3g}"
 
 
 def check_lengths(
@@ -1336,8 +1337,8 @@ def agreed(segments: Sequence[Segment], name: str, path: str | Path) -> Any:
     if len(said) > 1:
         (first, line), (second, other) = list(said.items())[:2]
         raise DataError(
-            f"{path}, line {other}: video {shown(segments[0].video)} has the {name} {shown(second)}, in line {line} it has "
-            f"{shown(first)}; write the same in all of its lines"
+            f"{path}, line {other}: video {shown(segments[0].video)} has the {name} {shown(second)}, in line {line} it "
+            f"has {shown(first)}; write the same in all of its lines"
         )
     return next(iter(said), None)
 

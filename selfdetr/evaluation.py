@@ -73,6 +73,15 @@ def _refuse_item(items: dict[str, list[Any]], needed: list[str]) -> NoReturn:
     raise DataError(f"the items of {len(items)} videos cannot be read: each needs {', '.join(needed)}")
 
 # %% ../nbs/13_evaluation.ipynb #723744ff
+def _numbers(column: pd.Series) -> pd.Series:
+    "A column as floats, NaN for what is no number."
+    try:
+        return pd.to_numeric(column, errors="coerce").astype(float)
+    except (OverflowError, TypeError):  # an integer of hundreds of digits, or a list
+        good = column.map(lambda x: isinstance(x, (int, float)) and abs(x) <= LARGEST)
+        return pd.to_numeric(column.where(good), errors="coerce").astype(float)
+
+
 def _checked(
     frame: pd.DataFrame,  # at least `columns`
     columns: list[str],  # video, start, end, label, and score for detections
@@ -86,7 +95,7 @@ def _checked(
         _refuse(frame, columns, frame[c].isna().to_numpy(), what, f"the {c} is missing")
     out = frame[columns].astype({"video": str, "label": str})
     for c in ("start", "end", *columns[4:]):
-        out[c] = pd.to_numeric(out[c], errors="coerce").astype(float)
+        out[c] = _numbers(out[c])
         _refuse(frame, columns, ~np.isfinite(out[c].to_numpy()), what, f"{c} is not a finite number")
     far = (out[["start", "end"]].abs() > LARGEST).any(axis=1).to_numpy()
     _refuse(frame, columns, far, what, f"its times are beyond {LARGEST:g}")
@@ -177,7 +186,8 @@ def read_ground_truth(
         database = _load(source, "database")
         subsets = {str(entry.get("subset", "")).lower() for entry in database.values()}
         if chosen.subsets and not subsets & set(chosen.subsets):
-            raise DataError(f"{chosen.name} needs the subset {chosen.subsets[0]!r}; the file has {shown(sorted(subsets))}")
+            there = shown(sorted(subsets))
+            raise DataError(f"{chosen.name} needs the subset {chosen.subsets[0]!r}; the file has {there}")
         items = {
             video: entry.get("annotations") or []
             for video, entry in database.items()

@@ -31,7 +31,6 @@ from selfdetr.data import (
     Dataset,
     TimeGrid,
     Windows,
-    brief,
     check_features,
     class_name,
     config_from,
@@ -69,7 +68,7 @@ class InferenceConfig:
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"InferenceConfig.{name} is {getattr(self, name)}; it must be 1 to {most}")
         if not (0 <= self.overlap < 1 and self.sigma > 0 and self.min_score >= 0 and self.iou_threshold >= 0):
-            raise ValueError("InferenceConfig: overlap must be in [0, 1), sigma above 0, min_score and iou_threshold >= 0")
+            raise ValueError("InferenceConfig: overlap must be in [0, 1), sigma > 0, min_score and iou_threshold >= 0")
 
 # %% ../nbs/12_inference.ipynb #92c4d010
 def top_scores(
@@ -363,7 +362,8 @@ def read_video_scores(
     if not isinstance(results, Mapping):
         raise DataError(f"{name} has no 'results' section with the class scores of each video")
     if classes is not None:
-        classes = [class_name(label, str(name), "class") for label in (classes if isinstance(classes, list | tuple) else [classes])]
+        named = classes if isinstance(classes, list | tuple) else [classes]
+        classes = [class_name(label, str(name), "class") for label in named]
     for video, scores in results.items():
         try:
             if isinstance(scores, str | bytes | Mapping):
@@ -488,7 +488,8 @@ def read_detector(folder: str | Path) -> DetectorConfig:
         raise DataError(f"{path}: not as save_detector writes it (no {', '.join(lacking)}); save it again")
     names, varies, resize = content["classes"], content["fps_varies"], content["resize"]
     if not isinstance(names, list) or not isinstance(varies, bool):
-        raise DataError(f"{path}: classes is {shown(names)} and fps_varies {shown(varies)}; write a list, and true or false")
+        both = f"classes is {shown(names)} and fps_varies {shown(varies)}"
+        raise DataError(f"{path}: {both}; write a list of names, and true or false")
     if resize is not None and not (type(resize) is int and 1 <= resize <= MOST_STEPS):
         raise DataError(f"{path}: resize is {shown(resize)}; write a number of steps, at most {MOST_STEPS}, or null")
     classes = tuple(class_name(name, str(path), "class") for name in names)

@@ -364,7 +364,8 @@ def read_history(path: Path) -> pd.DataFrame:
     try:
         history = pd.read_csv(io.StringIO(read_text(path)))
     except (ValueError, OverflowError, RecursionError) as error:
-        raise DataError(str(error) if isinstance(error, DataError) else f"{path}: no table ({brief(error, 120)})") from None
+        why = error if isinstance(error, DataError) else f"{path}: no table ({brief(error, 120)}); write it again"
+        raise DataError(str(why)) from None
     wrong = [name for name in history if not is_numeric_dtype(history[name])]
     if wrong:
         raise DataError(f"{path}: column {shown(wrong[0])} has other than numbers; write numbers")
@@ -844,7 +845,8 @@ def read_table(path: str | Path) -> dict[str, Any]:
         content = read_json(path)
     except DataError as error:
         raise DataError(f"{path}: not a table ({str(error).removeprefix(f'{path}: ')}); {again}") from None
-    kinds = dict.fromkeys(("table", "title", "dataset", "profile", "source"), str) | dict.fromkeys(("seeds", "rows", "claims"), list)
+    kinds: dict[str, type] = dict.fromkeys(("table", "title", "dataset", "profile", "source"), str)
+    kinds |= dict.fromkeys(("seeds", "rows", "claims"), list)
     if lacking := sorted(set(kinds) - set(content)):
         raise DataError(f"{path}: lacks {', '.join(lacking)}; written by another version, {again}")
     for name, kind in kinds.items():
