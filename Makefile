@@ -18,7 +18,7 @@ STUDY ?= table1 table2 table3 table4 table5 table6 tableA1 tableA2 tableA3 sensi
 # Parallelism comes from worker processes, so each of them keeps to one thread.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help reproduce study test docs export readme check clean
+.PHONY: help reproduce study test fuzz docs export readme check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -61,6 +61,12 @@ study: .venv/.ok  ## all tables and figures of the paper, and results/claims.md
 test: .venv/.ok  ## run every notebook as a test, then pytest
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/pytest -q
+
+INPUTS ?= 100000
+SEED ?= 0
+
+fuzz: .venv/.ok  ## send INPUTS hostile files to all readers: only a DataError may come out
+	$(BIN)/python tests/fuzz_readers.py --inputs $(INPUTS) --seed $(SEED)
 
 .venv/.docs: .venv/.ok
 	@$(BIN)/pip install -q -e '.[docs]'

@@ -318,7 +318,7 @@ def config_from(
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
-        raise DataError(str(error) if isinstance(error, DataError) else f"{where}: {error}; correct it") from None
+        raise DataError(f"{where}: {error}" + ("; correct it" if ";" not in str(error) else "")) from None
 
 # %% ../nbs/01_data.ipynb #e798b451
 QUIRKS = {

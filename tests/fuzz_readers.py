@@ -420,9 +420,9 @@ def write_valid(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     grid = {"fps": 10, "stride": 1, "snippet": 1}
     settings = grid | {"subsets": {"train": ["training"], "test": "test"}, "classes": ["run", "jump"],
-                       "min_seconds": 0.1, "ignore_labels": ["Ambiguous"], "in_memory": True, "features": "features", "prefix": "",
-                       "feature_format": "npy", "channels_first": False, "annotations": "annotations.json",
-                       "resize": 32, "description": {"by": "nobody"}}
+                       "min_seconds": 0.1, "ignore_labels": ["Ambiguous"], "in_memory": True,
+                       "features": "features", "prefix": "", "feature_format": "npy", "channels_first": False,
+                       "annotations": "annotations.json", "resize": 32, "description": {"by": "nobody"}}
     found = [{"label": "run", "segment": [0.5, 1.4], "score": 0.9}, {"label": "jump", "segment": [1, 2], "score": 0.2}]
     config = model.ModelConfig(channels=4, classes=2, dim=8, heads=2, hidden=8, encoder_layers=1, decoder_layers=1,
                                queries=3, norm_groups=2)
