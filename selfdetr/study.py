@@ -45,7 +45,6 @@ from selfdetr.data import (
     DataError,
     Dataset,
     brief,
-    class_name,
     config_from,
     find_data,
     finite_number,
@@ -111,7 +110,8 @@ class RunSpec:
         if not isinstance(values, dict) or not set(values) <= {each.name for each in fields(cls)}:
             raise DataError(f"{where} ({shown(values)}); its parts are {', '.join(each.name for each in fields(cls))}")
         for name in ("dataset", "profile"):
-            class_name(values.get(name, "a"), where, name)
+            if not isinstance(values.get(name, ""), str):
+                raise DataError(f"{where}: {name} is {shown(values[name])}; write text")
         seed = values.get("seed", 0)
         if type(seed) is not int or not -(2**63) <= seed < 2**63:
             raise DataError(f"{where}: seed is {shown(seed)}; write a whole number")

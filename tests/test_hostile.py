@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import sys
 import tempfile
 import zipfile
@@ -21,6 +22,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # where the fuzzer is, however p
 import fuzz_readers as fuzz  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_waiting():
+    "A reader that waits for a pipe fails its test."
+    before = signal.signal(signal.SIGALRM, fuzz.stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -93,11 +104,11 @@ def test_the_fuzzer_sees_what_is_wrong(fuzzer, monkeypatch):
     monkeypatch.setattr(fuzzer, "folders", dict.fromkeys(cases, next(iter(fuzzer.folders.values()))))
     monkeypatch.setattr(fuzzer, "failures", [])
     monkeypatch.setattr(fuzzer, "seconds", 0.05)
-    before = fuzz.signal.signal(fuzz.signal.SIGPROF, fuzz.stop)
+    before = signal.signal(signal.SIGPROF, fuzz.stop)
     try:
         assert {name: bool(fuzzer.send(name, b"{}")) for name in cases} == dict.fromkeys(cases, True)
     finally:
-        fuzz.signal.signal(fuzz.signal.SIGPROF, before)
+        signal.signal(signal.SIGPROF, before)
     assert [name for name, *_ in fuzzer.failures] == list(cases)
 
 
@@ -113,7 +124,6 @@ TEXTS = {
     "many digits": '{"database": {"a": {"duration": ' + "1" * 5000 + "}}}",
     "no object": "[1]",
     "half a character": '{"a": "\\ud800"}',
-    "NUL": '{"a\\u0000": 1}',
     "raw NUL": '{"a": "\0"}',
     "twice": '{"a": 1, "a": 2}',
     "empty": "",
@@ -161,7 +171,7 @@ def test_what_is_no_file_is_refused_and_never_waited_for(folder, name, kind):
     elif kind == "folder":
         path.mkdir()
     else:
-        path.symlink_to("/dev/zero")
+        path.symlink_to("/dev/null")
     refused(lambda: load_dataset(folder), path.name, "pipe or a device" if kind != "folder" else ";")
 
 
@@ -257,7 +267,7 @@ OUTSIDE = [
     "..",
     "../x",
     "a/../../x",
-    "/tmp/x",
+    "/etc/x",
     "C:\\x",
     "C:x",
     "..\\x",
