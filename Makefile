@@ -18,7 +18,7 @@ STUDY ?= table1 table2 table3 table4 table5 table6 tableA1 tableA2 tableA3 sensi
 # Parallelism comes from worker processes, so each of them keeps to one thread.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help reproduce study test kill docs export readme check clean
+.PHONY: help reproduce study test kill fuzz docs export readme check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -67,6 +67,11 @@ SEED ?= 0
 
 kill: .venv/.ok  ## kill training runs and studies KILLS times and see that nothing is lost (pytest does it a few times)
 	$(BIN)/python tests/kill_runs.py --kills $(KILLS) --seed $(SEED)
+
+INPUTS ?= 100000
+
+fuzz: .venv/.ok  ## send INPUTS hostile files to all readers: only a DataError may come out
+	$(BIN)/python tests/fuzz_readers.py --inputs $(INPUTS) --seed $(SEED)
 
 .venv/.docs: .venv/.ok
 	@$(BIN)/pip install -q -e '.[docs]'

@@ -22,6 +22,7 @@ import argparse
 import csv
 import difflib
 import hashlib
+import io
 import json
 import math
 import re
@@ -48,9 +49,11 @@ from selfdetr.data import (
     Report,
     TimeGrid,
     all_settings,
+    brief,
     check_channels,
     check_features,
     choose_subsets,
+    class_name,
     clean_instances,
     find_part,
     finite_number,
@@ -59,11 +62,16 @@ from selfdetr.data import (
     label_index,
     parse_entry,
     parse_instance,
+    parse_json,
     place_videos,
     read_database,
     read_features,
+    read_text,
+    regular_file,
+    shown,
     test_windows,
     training_windows,
+    video_name,
     write_whole,
 )
 from .evaluation import markdown_table
@@ -86,7 +94,7 @@ class Finding(NamedTuple):
 def shorten(texts: Sequence[str], most: int = 3) -> str:
     "A few of the texts, and how many more there are."
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + more
+    return ", ".join(map(brief, texts[:most])) + more
 
 # %% ../nbs/17_check.ipynb #6f15cb7b
 @dataclass(eq=False)
@@ -201,17 +209,9 @@ SETTINGS_FILE = "dataset.json"
 def parse_leniently(path: Path) -> tuple[Any, list[str]]:  # content, None where there is none; names listed twice
     "A JSON file of any layout, the last of two equal names kept."
     twice: list[str] = []
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        for name, times in Counter(name for name, _ in pairs).items():
-            if times > 1:
-                twice.append(f"{'video' if isinstance(content[name], dict) else 'entry'} {name!r}")
-        return content
-
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique), twice
-    except (OSError, ValueError):
+        return parse_json(read_text(path), str(path), twice), twice
+    except DataError:
         return None, []
 
 
@@ -250,7 +250,7 @@ def only_text(settings: dict[str, Any], findings: Findings) -> dict[str, Any]:
         if not isinstance(names, (str, list, tuple)) or not all(isinstance(name, str) for name in names)
     }
     for key in sorted(wrong):
-        findings.add("error", "settings", SETTINGS_FILE, f"{key} is {lists[key]!r}", "write names, in quotes")
+        findings.add("error", "settings", SETTINGS_FILE, f"{key} is {shown(lists[key])}", "write names, in quotes")
     kept = {split: names for split, names in subsets.items() if f"subsets, {split}" not in wrong}
     return {k: v for k, v in settings.items() if k not in wrong} | ({"subsets": kept} if subsets else {})
 
@@ -339,9 +339,9 @@ SEGMENT_LINE = re.compile(r"\s*\S+\s+\d+(\.\d+)?\s+\d+(\.\d+)?\s*$")
 def first_line(path: Path) -> str:
     "The first line of a text file; nothing when it cannot be read."
     try:
-        with path.open(encoding="utf-8") as file:
-            return file.readline()
-    except (OSError, UnicodeDecodeError):
+        with regular_file(path).open(encoding="utf-8") as file:
+            return file.readline(1000)
+    except (DataError, OSError, UnicodeDecodeError):
         return ""
 
 
@@ -388,6 +388,9 @@ def find_database(place: Places, findings: Findings) -> tuple[dict[str, Any], di
         findings.add("error", "annotation layout", item, f"is {layout[0]}", layout[1])
     if layout or not isinstance(database, dict):
         database, content = {}, {}
+    for name in list(database):
+        if findings.attempt("video name", item, item, video_name, name, item) is None:
+            del database[name]
     feature = content.get("feature")
     stated = (
         {key: feature[key] for key in ("fps", "stride", "snippet", "dim") if key in feature}
@@ -542,7 +545,9 @@ def check_subsets(
 
 # %% ../nbs/17_check.ipynb #2466292a
 def near_spellings(labels: Sequence[str]) -> list[tuple[str, str]]:
-    "Pairs of labels that read almost the same."
+    "Pairs of labels that read almost the same; every pair is compared, so only of up to 2,000 labels."
+    if len(labels) > 2000:
+        return []
     plain = [re.sub(r"[\W_]+", "", label).casefold() for label in labels]
     digits = [re.sub(r"\D+", " ", label).split() for label in labels]
     pairs = []
@@ -798,7 +803,8 @@ def check_shapes(
 # %% ../nbs/17_check.ipynb #6d0b5e63
 def plain_number(value: float) -> str:
     "Three digits; a whole number where one is within 2 %."
-    return f"{round(value)}" if value and abs(round(value) / value - 1) < 0.02 else f"{value:.3g}"
+    near = value and math.isfinite(value) and abs(round(value) / value - 1) < 0.02
+    return f"{round(value)}" if near else f"{value:.3g}"
 
 
 def check_lengths(
@@ -1209,7 +1215,7 @@ def find_columns(
             else [i for i, name in enumerate(plain) if name in names]
         )
         if len(places) > 1:
-            two = " and ".join(repr(header[i]) for i in places)
+            two = " and ".join(shown(header[i]) for i in places)
             raise DataError(
                 f"{where}: columns {two} may both be the {role}; say which it is: columns={{{role!r}: ...}} "
                 f"(--column {role}=...)"
@@ -1217,7 +1223,7 @@ def find_columns(
         if not places and (given or role in NEEDED):
             what = f"no column {given!r}" if given else f"no column for the {role}"
             raise DataError(
-                f"{where}: there is {what} (found: {', '.join(header)}); name it {role}, or say which it is: "
+                f"{where}: there is {what} (found: {shorten(header, 20)}); name it {role}, or say which it is: "
                 f"columns={{{role!r}: ...}} (--column {role}=...)"
             )
         roles |= {role: places[0]} if places else {}
@@ -1237,9 +1243,9 @@ class Segment(NamedTuple):
 def parse_seconds(text: str, what: str) -> float:
     "Seconds from a number or a clock time h:m:s."
     try:
-        return sum(float(part) * 60**i for i, part in enumerate(reversed(text.split(":"))))
-    except ValueError:
-        raise DataError(f"{what} is {text!r}; write a number, with a point, or h:m:s") from None
+        return sum(float(part) * 60.0**i for i, part in enumerate(reversed(text.split(":"))))
+    except (ValueError, OverflowError):
+        raise DataError(f"{what} is {shown(text)}; write a number, with a point, or h:m:s") from None
 
 
 def parse_row(
@@ -1254,8 +1260,10 @@ def parse_row(
     video = video[: -len(Path(video).suffix)] if Path(video).suffix.lower() in MEDIA else video
     if not video:
         raise DataError("has no video; write its name")
+    video_name(video, "")
     if "subset" in values and not values["subset"]:
         raise DataError("has no subset; write one, such as training")
+    class_name(values.get("subset", "none"), "", "subset")
     duration = parse_seconds(values["duration"], "duration") if values.get("duration") else None
     item = None
     if any(values[role] for role in ("start", "end", "label")):
@@ -1272,20 +1280,18 @@ def read_segments(
     | None = None,  # the file's column for "video", "start", ..., where it is not a common name
 ) -> list[Segment]:
     "The rows of a table of segments. `DataError` names the file, the lines and the mend."
+    file = io.StringIO(read_text(path), newline="")
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            text = file.readline()
-            delimiter = max("\t;,", key=text.count)
-            header = next(csv.reader([text], delimiter=delimiter), [])
-            reader = csv.reader(file, delimiter=delimiter)
-            rows = [(reader.line_num + 1, cells) for cells in reader if any(map(str.strip, cells))]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+        text = file.readline()
+        delimiter = max("\t;,", key=text.count)
+        header = next(csv.reader([text], delimiter=delimiter), [])
+        reader = csv.reader(file, delimiter=delimiter)
+        rows = [(reader.line_num + 1, cells) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
         raise DataError(f"{path}: is no table of text ({error}); save it as CSV in UTF-8") from None
     roles = find_columns(header, columns or {}, str(path))
     if fps is None and any(header[roles[role]].casefold().find("frame") >= 0 for role in ("start", "end")):
-        raise DataError(f"{path}: {header[roles['start']]!r} holds frames; give their rate: fps=... (--fps ...)")
+        raise DataError(f"{path}: {shown(header[roles['start']])} holds frames; give their rate: fps=... (--fps ...)")
     segments, refused = [], []
     for line, cells in rows:
         try:
@@ -1331,8 +1337,8 @@ def agreed(segments: Sequence[Segment], name: str, path: str | Path) -> Any:
     if len(said) > 1:
         (first, line), (second, other) = list(said.items())[:2]
         raise DataError(
-            f"{path}, line {other}: video {segments[0].video!r} has the {name} {second!r}, in line {line} it has "
-            f"{first!r}; write the same in all of its lines"
+            f"{path}, line {other}: video {shown(segments[0].video)} has the {name} {shown(second)}, in line {line} it "
+            f"has {shown(first)}; write the same in all of its lines"
         )
     return next(iter(said), None)
 
@@ -1357,7 +1363,7 @@ def duration_of(
     ends = [segment.item["segment"][1] for segment in segments if segment.item is not None]
     if not ends:
         raise DataError(
-            f"{path}, line {segments[0].line}: video {segments[0].video!r} has no segment, no duration and no "
+            f"{path}, line {segments[0].line}: video {shown(segments[0].video)} has no segment, no duration and no "
             "features; write its duration"
         )
     return max(ends), LAST

@@ -148,7 +148,7 @@ class Proposals(nn.Module):
         super().__init__()
         self.queries, self.width = queries, width
         self.class_head, self.segment_head = nn.Linear(dim, classes), MLP(dim, dim, dim, 2)
-        nn.init.constant_(self.class_head.bias, -torch.log(torch.tensor(99.0)).item())
+        nn.init.constant_(self.class_head.bias, -torch.log(torch.tensor(99.0, device="cpu")).item())
         for parameter in self.segment_head[-1].parameters():
             nn.init.zeros_(parameter)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .data import DataError, read_json, write_whole
+from .data import LARGEST, DataError, brief, read_json, shown, write_whole
 from .segments import elementwise_iou, overlapping_pairs
 
 # %% ../nbs/13_evaluation.ipynb #13bb56fe
@@ -33,8 +33,14 @@ def _load(source: dict[str, Any] | str | Path, section: str) -> dict[str, Any]:
         raise DataError(f"{name} has no {section!r} section: it should be ActivityNet-style JSON")
     for video, entry in videos.items():
         if not isinstance(entry, kind):
-            raise DataError(f"{name}, video {video!r}: {section!r} needs a {kind.__name__} a video, not {entry!r}")
+            what = f"{section!r} needs a {kind.__name__} a video, not {shown(entry)}"
+            raise DataError(f"{name}, video {shown(video)}: {what}")
     return videos
+
+
+def _nested(column: list[Any]) -> bool:
+    "Whether a label or a score is a list or an object."
+    return any(issubclass(kind, (list, dict)) for kind in set(map(type, column)))
 
 
 def _rows(items: dict[str, list[Any]], columns: list[str]) -> pd.DataFrame:
@@ -46,9 +52,9 @@ def _rows(items: dict[str, list[Any]], columns: list[str]) -> pd.DataFrame:
     try:
         values = {c: [item[c] for item in every] for c in needed}
         segments = np.array(values.pop("segment") or np.zeros((0, 2)), dtype=float)
-        if segments.shape != (len(every), 2):
+        if segments.shape != (len(every), 2) or any(map(_nested, values.values())):
             raise ValueError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         _refuse_item(items, needed)
     index = pd.MultiIndex.from_arrays([video, number])
     return pd.DataFrame({"video": video, "start": segments[:, 0], "end": segments[:, 1], **values}, index=index)
@@ -60,13 +66,22 @@ def _refuse_item(items: dict[str, list[Any]], needed: list[str]) -> NoReturn:
         for i, item in enumerate(of_video):
             try:
                 start, end = item["segment"]
-                np.array([start, end], dtype=float)
-                [item[c] for c in needed]
-            except (KeyError, TypeError, ValueError):
-                raise DataError(f"{video}[{i}] is {item!r}: it needs {', '.join(needed)}") from None
+                if np.array([start, end], dtype=float).ndim > 1 or _nested([item[c] for c in needed[1:]]):
+                    raise ValueError
+            except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+                raise DataError(f"{brief(video)}[{i}] is {shown(item)}: it needs {', '.join(needed)}") from None
     raise DataError(f"the items of {len(items)} videos cannot be read: each needs {', '.join(needed)}")
 
 # %% ../nbs/13_evaluation.ipynb #723744ff
+def _numbers(column: pd.Series) -> pd.Series:
+    "A column as floats, NaN for what is no number."
+    try:
+        return pd.to_numeric(column, errors="coerce").astype(float)
+    except (OverflowError, TypeError):  # an integer of hundreds of digits, or a list
+        good = column.map(lambda x: isinstance(x, (int, float)) and abs(x) <= LARGEST)
+        return pd.to_numeric(column.where(good), errors="coerce").astype(float)
+
+
 def _checked(
     frame: pd.DataFrame,  # at least `columns`
     columns: list[str],  # video, start, end, label, and score for detections
@@ -80,8 +95,10 @@ def _checked(
         _refuse(frame, columns, frame[c].isna().to_numpy(), what, f"the {c} is missing")
     out = frame[columns].astype({"video": str, "label": str})
     for c in ("start", "end", *columns[4:]):
-        out[c] = pd.to_numeric(out[c], errors="coerce").astype(float)
+        out[c] = _numbers(out[c])
         _refuse(frame, columns, ~np.isfinite(out[c].to_numpy()), what, f"{c} is not a finite number")
+    far = (out[["start", "end"]].abs() > LARGEST).any(axis=1).to_numpy()
+    _refuse(frame, columns, far, what, f"its times are beyond {LARGEST:g}")
     _refuse(frame, columns, (out["end"] < out["start"]).to_numpy(), what, "the segment ends before it starts")
     return out
 
@@ -90,8 +107,8 @@ def _refuse(given: pd.DataFrame, columns: list[str], bad: np.ndarray, what: str,
     "Raise DataError for the first row where `bad` holds."
     if bad.any():
         i = int(bad.argmax())
-        row, name = ", ".join(f"{c} {given[c].iloc[i]}" for c in columns), given.index[i]
-        name = f"{name[0]}[{name[1]}]" if isinstance(name, tuple) else name
+        row, name = ", ".join(f"{c} {brief(given[c].iloc[i])}" for c in columns), given.index[i]
+        name = f"{brief(name[0])}[{name[1]}]" if isinstance(name, tuple) else name
         raise DataError(f"{what}, row {name} ({row}): {why}; mend or remove it")
 
 # %% ../nbs/13_evaluation.ipynb #8320cd28
@@ -169,7 +186,8 @@ def read_ground_truth(
         database = _load(source, "database")
         subsets = {str(entry.get("subset", "")).lower() for entry in database.values()}
         if chosen.subsets and not subsets & set(chosen.subsets):
-            raise DataError(f"{chosen.name} needs the subset {chosen.subsets[0]!r}; the file has {sorted(subsets)}")
+            there = shown(sorted(subsets))
+            raise DataError(f"{chosen.name} needs the subset {chosen.subsets[0]!r}; the file has {there}")
         items = {
             video: entry.get("annotations") or []
             for video, entry in database.items()
@@ -177,7 +195,7 @@ def read_ground_truth(
         }
         for video, annotations in items.items():
             if not isinstance(annotations, list):
-                raise DataError(f"{video}: its annotations are {annotations!r} and not a list")
+                raise DataError(f"{brief(video)}: its annotations are {shown(annotations)} and not a list")
         frame = _rows(items, ["video", "start", "end", "label"])
     frame = _counting(_checked(frame, ["video", "start", "end", "label"], "ground truth"), chosen)
     return frame if chosen.duplicates else frame.drop_duplicates()
@@ -196,8 +214,7 @@ def read_durations(
     if isinstance(source, pd.DataFrame):
         return {}
     found = {video: entry.get("duration") for video, entry in _load(source, "database").items()}
-    number = (int, float)
-    return {v: float(d) for v, d in found.items() if isinstance(d, number) and np.isfinite(d) and d > 0}
+    return {v: float(d) for v, d in found.items() if type(d) in (int, float) and 0 < d <= LARGEST}
 
 # %% ../nbs/13_evaluation.ipynb #a1805816
 def _codes(truth: pd.DataFrame, found: pd.DataFrame, group: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,10 +7,11 @@ __all__ = ['COLUMNS', 'Whole', 'Features', 'DETECTOR_VERSION', 'InferenceConfig'
            'in_seconds', 'each_batch', 'detect_windows', 'merge', 'whole_recordings', 'detect_dataset', 'name_classes',
            'Recording', 'open_features', 'pieces_of', 'cut_windows', 'window_batches', 'detect_recordings', 'detect',
            'fuse_windows', 'read_video_scores', 'fuse_scores', 'write_results', 'DetectorConfig', 'write_detector',
-           'save_detector', 'read_detector']
+           'save_detector', 'read_scale', 'read_detector']
 
 # %% ../nbs/12_inference.ipynb #250526ee
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,15 +26,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfdetr.data import (
+    MOST_STEPS,
     DataError,
     Dataset,
     TimeGrid,
     Windows,
     check_features,
+    class_name,
+    config_from,
     end_of,
+    finite_number,
     in_blocks,
     read_features,
     read_json,
+    shown,
     window_starts,
     write_whole,
 )
@@ -58,6 +64,11 @@ class InferenceConfig:
     def __post_init__(self):
         if self.nms not in ("soft", "hard", "none"):
             raise ValueError(f"InferenceConfig.nms is {self.nms!r}; choose 'soft', 'hard' or 'none'")
+        for name, most in {"window": MOST_STEPS, "top": math.inf, "most": math.inf, "batch": math.inf}.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"InferenceConfig.{name} is {getattr(self, name)}; it must be 1 to {most}")
+        if not (0 <= self.overlap < 1 and self.sigma > 0 and self.min_score >= 0 and self.iou_threshold >= 0):
+            raise ValueError("InferenceConfig: overlap must be in [0, 1), sigma > 0, min_score and iou_threshold >= 0")
 
 # %% ../nbs/12_inference.ipynb #92c4d010
 def top_scores(
@@ -381,17 +392,23 @@ def read_video_scores(
     results, classes, rows = content.get("results"), content.get("class"), []
     if not isinstance(results, Mapping):
         raise DataError(f"{name} has no 'results' section with the class scores of each video")
+    if classes is not None:
+        named = classes if isinstance(classes, list | tuple) else [classes]
+        classes = [class_name(label, str(name), "class") for label in named]
     for video, scores in results.items():
         try:
+            if isinstance(scores, str | bytes | Mapping):
+                raise TypeError
             pairs = zip(classes, scores, strict=True) if classes else [(s["label"], s["score"]) for s in scores]
             rows += [(str(video), str(label), float(score)) for label, score in pairs]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             layout = f"a list of {len(classes)} scores" if classes else "a list of items with label and score"
-            raise DataError(f"{name}, video {video!r}: the class scores of a video are {layout}") from None
+            raise DataError(f"{name}, video {shown(video)}: the class scores of a video are {layout}") from None
     frame = pd.DataFrame(rows, columns=["video", "label", "score"])
     bad = frame[~np.isfinite(frame.score.to_numpy(dtype=float))]
     if len(bad):
-        raise DataError(f"{name}, video {bad.video.iloc[0]!r}: the score of {bad.label.iloc[0]!r} is not finite")
+        where, label = shown(bad.video.iloc[0]), shown(bad.label.iloc[0])
+        raise DataError(f"{name}, video {where}: the score of {label} is not finite; write a number")
     return frame
 
 
@@ -466,6 +483,22 @@ def save_detector(
     )
 
 # %% ../nbs/12_inference.ipynb #ea266883
+def read_scale(
+    scale: Any,  # {"mean": [...], "deviation": [...]}, a number a channel; None: none was taken out
+    where: str,  # the file, for messages
+) -> np.ndarray | None:  # (2, channels) float32
+    "The scale in a `detector.json`. DataError unless it is two equally long lists of numbers, deviations above 0."
+    if scale is None:
+        return None
+    parts = [scale.get(name) if isinstance(scale, dict) else None for name in ("mean", "deviation")]
+    if not all(isinstance(part, list) and len(part) == len(parts[0] or []) for part in parts):
+        raise DataError(f"{where}: scale is {shown(scale)}, not as save_detector writes it; save it again")
+    values = np.array([[finite_number(x, where, "scale") for x in part] for part in parts if part], np.float32)
+    if not (values[1:] > 0).all():
+        raise DataError(f"{where}: a deviation in scale is not above 0; save it again")
+    return values
+
+
 def read_detector(folder: str | Path) -> DetectorConfig:
     "Read the `detector.json` of a model's folder. DataError when it is missing, damaged or of another version."
     path = Path(folder) / "detector.json"
@@ -480,11 +513,18 @@ def read_detector(folder: str | Path) -> DetectorConfig:
     content = read_json(path)
     if content.get("version") != DETECTOR_VERSION:
         found = content.get("version")
-        raise DataError(f"{path}: has version {found!r}, this code reads {DETECTOR_VERSION}; save it again")
-    try:
-        scale = content["scale"] and np.array([content["scale"]["mean"], content["scale"]["deviation"]], np.float32)
-        times = TimeGrid(**content["grid"]), bool(content["fps_varies"])
-        settings = InferenceConfig(**content["inference"])
-        return DetectorConfig(tuple(content["classes"]), *times, content["resize"], scale, settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not as save_detector writes it ({error!r}); save it again") from None
+        raise DataError(f"{path}: has version {shown(found)}, this code reads {DETECTOR_VERSION}; save it again")
+    lacking = sorted({"classes", "grid", "fps_varies", "resize", "scale", "inference"} - set(content))
+    if lacking:
+        raise DataError(f"{path}: not as save_detector writes it (no {', '.join(lacking)}); save it again")
+    names, varies, resize = content["classes"], content["fps_varies"], content["resize"]
+    if not isinstance(names, list) or not isinstance(varies, bool):
+        both = f"classes is {shown(names)} and fps_varies {shown(varies)}"
+        raise DataError(f"{path}: {both}; write a list of names, and true or false")
+    if resize is not None and not (type(resize) is int and 1 <= resize <= MOST_STEPS):
+        raise DataError(f"{path}: resize is {shown(resize)}; write a number of steps, at most {MOST_STEPS}, or null")
+    classes = tuple(class_name(name, str(path), "class") for name in names)
+    grid = config_from(TimeGrid, content["grid"], f"{path}: grid")
+    settings = config_from(InferenceConfig, content["inference"], f"{path}: inference")
+    return DetectorConfig(classes, grid, varies, resize, read_scale(content["scale"], str(path)), settings)
+

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_FEEDBACK', 'DEFORMABLE', 'PRESETS', 'OLD_NAMES', 'ModelConfig', 'preset', 'Output', 'InputProjection', 'Encoded',
-           'SelfDETR', 'make_model', 'weights_sum', 'save_model', 'read_config', 'read_weights', 'load_model']
+           'SelfDETR', 'make_model', 'weights_sum', 'save_model', 'read_config', 'check_tensors', 'read_weights',
+           'load_model']
 
 # %% ../nbs/05_model.ipynb #7189395b
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .attention import attend_read_late
-from .data import write_whole
+from .data import DataError, brief, config_from, read_json, regular_file, write_whole
 from .deformable import DeformableAttention
 from .transformer import Decoder, DecoderOutput, logit, make_encoder, sine_embedding, step_positions
 
@@ -159,7 +160,7 @@ class SelfDETR(nn.Module):
                 module.reset_sampling()
         for parameter in self.decoder.segment_head[-1].parameters():
             nn.init.zeros_(parameter)
-        nn.init.constant_(self.class_head.bias, -torch.log(torch.tensor(99.0)).item())
+        nn.init.constant_(self.class_head.bias, -torch.log(torch.tensor(99.0, device="cpu")).item())
 
     def check_input(self, features: Tensor, mask: Tensor | None):
         "Raise a ValueError that says what is wrong with the shape of the input."
@@ -237,19 +238,25 @@ OLD_NAMES: dict[str, dict[Any, str]] = {  # what stands in the files of earlier 
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    "Read a `config.json`; a missing file, broken JSON or an unknown field is a ValueError that names it."
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a readable model configuration ({error}); was the model saved here?") from None
-    unknown = set(values) - {f.name for f in fields(ModelConfig)}
-    if unknown:
-        raise ValueError(f"{path}: unknown fields {sorted(unknown)}; this model was written by another version")
+    "Read a `config.json`; a missing file, broken JSON, an unknown field or a value of another type is a DataError."
+    values = read_json(path)
     for name, new in OLD_NAMES.items():
-        if values.get(name) in new:
-            values[name] = new[values[name]]
-    return ModelConfig(**values)
+        if isinstance(values.get(name), (bool, str)):
+            values[name] = new.get(values[name], values[name])
+    return config_from(ModelConfig, values, str(path))
+
+
+def check_tensors(path: Path, config: ModelConfig) -> None:
+    "DataError unless a file of weights lists, in its header, the tensors of the configuration's model."
+    with safe_open(path, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    fits = config.encoder_layers + config.decoder_layers <= len(shapes)
+    if fits:
+        with torch.device("meta"):
+            model = make_model(config)
+        fits = shapes == {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if not fits:
+        raise DataError(f"{path}: has not the sizes that config.json states; copy both files of one model")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -263,12 +270,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SelfDETR:
-    "Load a saved model in evaluation mode; weights that do not fit the configuration are a ValueError."
+    "Load a saved model in evaluation mode; weights that do not fit the configuration are a DataError."
     folder = Path(folder)
-    model = make_model(read_config(folder / "config.json"))
+    config, path = read_config(folder / "config.json"), regular_file(folder / "checkpoint.safetensors")
     try:
-        model.load_state_dict(read_weights(folder / "checkpoint.safetensors"))
+        check_tensors(path, config)
+        model = make_model(config)
+        model.load_state_dict(read_weights(path))
+    except DataError:
+        raise
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        path = folder / "checkpoint.safetensors"
-        raise ValueError(f"{path}: cannot be loaded into the model of {folder / 'config.json'}: {error}") from None
+        reason = brief(" ".join(str(error).split()), 300)
+        raise DataError(f"{path}: cannot be loaded into the model of {folder / 'config.json'}: {reason}") from None
     return model.eval().to(device)

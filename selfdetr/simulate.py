@@ -14,11 +14,12 @@ import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.signal import lfilter
 
-from .data import DataError, TimeGrid, read_database
+from .data import DataError, TimeGrid, read_database, read_json
 
 # %% ../nbs/02_simulate.ipynb #1dc359d5
 @dataclass(frozen=True)
@@ -228,8 +229,8 @@ def make_dataset(
     recipe = {"seed": seed, "annotations": zlib.crc32(text.encode()), **json.loads(json.dumps(asdict(config)))}
     if folder.exists():
         try:
-            found = json.loads((folder / "simulated.json").read_text())
-        except (OSError, ValueError):
+            found: Any = read_json(folder / "simulated.json")
+        except DataError:
             found = None
         if found == recipe:
             return folder

@@ -330,7 +330,10 @@ def read_entries(
 ) -> dict[str, Any]:  # video -> what videos.json says of it
     "What has been written so far."
     path = folder / "videos.json"
-    return read_json(path).get("database", {}) if path.exists() else {}
+    found = read_json(path).get("database", {}) if path.exists() else {}
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise DataError(f"{path}: its database is not of an entry a video; give another folder, or remove the file")
+    return found
 
 
 def save(

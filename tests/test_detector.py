@@ -478,7 +478,7 @@ def test_exported_files_that_do_not_fit(exported, tmp_path):
     assert "1 classes, the model has 3" in refused(lambda: Detector.load(tmp_path / "model.onnx"))
     (tmp_path / "model.onnx").write_bytes(b"cut")
     assert "model.onnx: not a network" in refused(lambda: Detector.load(tmp_path / "model.onnx"))
-    write_detector(tmp_path, replace(exported[0].config, scale=np.zeros((2, 5), np.float32)))
+    write_detector(tmp_path, replace(exported[0].config, scale=np.ones((2, 5), np.float32)))
     (tmp_path / "model.onnx").write_bytes(exported[1].read_bytes())
     assert "scale in detector.json is not of 8 channels" in refused(lambda: Detector.load(tmp_path / "model.onnx"))
 
