@@ -263,7 +263,7 @@ def train_step(
 # %% ../nbs/11_trainer.ipynb #d7e249ab
 STATE = "state.pt"
 BEFORE = "state.before.pt"  # the state before the last
-COLUMNS = "epoch step lr total class l1 iou feedback_encoder feedback_decoder gradient seconds".split()
+COLUMNS = "epoch step lr total class l1 iou query_overlap feedback_encoder feedback_decoder gradient seconds".split()
 
 
 def read_checked(path: Path) -> bytes:

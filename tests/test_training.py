@@ -212,7 +212,8 @@ def test_a_weight_without_its_loss_term_stops_before_the_first_update(windows):
 def test_the_history_shows_terms_that_are_not_trained(windows):
     off = SetCriterion(LossConfig(feedback_encoder=0, feedback_decoder=0))
     history = fit(new_model(), windows, TrainConfig(epochs=1, batch=4, window=32), off)
-    assert list(history.columns) == trainer.COLUMNS and (history.feedback_encoder > 0).all()
+    asked = [name for name in trainer.COLUMNS if name != "query_overlap"]  # a term only where it has a weight
+    assert list(history.columns) == asked and (history.feedback_encoder > 0).all()
     other = fit(new_model(), windows, TrainConfig(epochs=1, batch=4, window=32), off, feedback=FeedbackConfig(kl="map"))
     assert other.total.to_list() == history.total.to_list()  # the direction changes what is watched, not what is learnt
     assert other.feedback_encoder.to_list() != history.feedback_encoder.to_list()
@@ -237,3 +238,9 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="choose one of"):
         trainer.choose_device(device)
+
+
+def test_the_history_shows_the_overlap_of_queries_where_it_has_a_weight(windows):
+    criterion = SetCriterion(LossConfig(query_overlap=1.0))
+    history = fit(new_model(), windows, TrainConfig(epochs=1, batch=4, window=32), criterion)
+    assert list(history.columns) == trainer.COLUMNS and (history.query_overlap > 0).all()
