@@ -368,7 +368,8 @@ def test_a_lost_run_is_continued_to_the_same_bits(windows, tmp_path, precision):
     config = TrainConfig(**{**vars(CONFIG), "precision": precision})
     whole = new_model()
     history = fit(whole, windows, config)
-    assert list(history.columns) == [c for c in COLUMNS if c != "query_overlap"] and np.isfinite(history.to_numpy()).all()
+    assert list(history.columns) == [name for name in COLUMNS if name != "query_overlap"]
+    assert np.isfinite(history.to_numpy()).all()
     with pytest.raises(FloatingPointError, match="iou_denoising"):
         fit(new_model(), windows, config, FailsAt(2 * (len(windows) // 4) + 1), folder=tmp_path, save_seconds=0)
     assert len(torch.load(tmp_path / STATE, weights_only=True)["history"]) == 2
