@@ -80,7 +80,7 @@ from selfdetr.inference import (
     write_results,
 )
 from .losses import LossConfig, check_feedback, process_count
-from .model import ModelConfig, SelfDETR, load_model, make_model, save_model
+from .model import PRESETS, ModelConfig, SelfDETR, load_model, make_model, save_model
 from .plots import plot_table, save
 from .simulate import SimulatorConfig, make_dataset
 from .trainer import TrainConfig, is_first, make_fabric, train
@@ -666,6 +666,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", nargs="?", default="simulated", help="name or folder of a data set (simulated)")
     parser.add_argument("--profile", default="quick", choices=list(PROFILES), help="size of the experiment (quick)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="self-detr", choices=list(PRESETS), help="compared design (self-detr)")
     parser.add_argument("--set", action="append", type=parse_setting, default=[], metavar="part.field=value",
                         help="change a setting, such as loss.feedback_encoder=0; may be repeated")  # fmt: skip
     parser.add_argument("--data-root", default="data", help="folder of data sets (data)")
@@ -679,7 +680,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         data = open_dataset(options.dataset, options.profile, options.data_root)
-        spec = make_spec(options.dataset, options.profile, data, options.seed, dict(options.set))
+        overrides = PRESETS[options.preset] | dict(options.set)
+        spec = make_spec(options.dataset, options.profile, data, options.seed, overrides)
         found = run(spec, data, runs_root=options.runs, device=options.device, progress=sys.stderr.isatty())
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"selfdetr-train: error: {error}", file=sys.stderr)
