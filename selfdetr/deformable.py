@@ -33,7 +33,7 @@ def find_taps(
     step = torch.stack((left, left + 1), -1).flatten(-2)
     weight = torch.stack((weight * (1 - share), weight * share), -1).flatten(-2)
     inside = (step >= 0) & (step < steps)
-    step = step.clamp(0, steps - 1).long()
+    step = step.nan_to_num(0).clamp(0, steps - 1).long()  # where time is not a number, the weight is not one either
     if mask is not None:
         inside = inside & ~mask.gather(1, step.flatten(1)).view_as(step)
     return Taps(step, weight * inside)
@@ -92,7 +92,7 @@ class DeformableAttention(nn.Module):
         self.reset_sampling()
 
     def reset_sampling(self) -> None:
-        "The same points for every query, some ahead, some behind, of equal weight."
+        "The same points of equal weight for every query; with four heads and more some are ahead, some behind."
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -189,7 +189,9 @@ class SetCriterion:
             raise KeyError(f"loss terms without a weight: {sorted(unknown)}; LossConfig knows {sorted(weights)}")
         if unused:
             raise KeyError(f"weights without a loss term: {sorted(unused)}; compute them or set their weights to 0")
-        return torch.stack([weights[base[name]] * value for name, value in terms.items() if weights[base[name]]]).sum()
+        # Terms of detection count with a weight of 0, too: in several processes every head needs a gradient, if only 0.
+        kept = [name for name, of in base.items() if weights[of] or of in ("class", "l1", "iou")]
+        return torch.stack([weights[base[name]] * terms[name] for name in kept]).sum()
 
 # %% ../nbs/07_losses.ipynb #07e50002
 def check_feedback(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SLOW', 'PATIENCE', 'STATE', 'BEFORE', 'COLUMNS', 'TrainConfig', 'learning_rate', 'slow_down', 'choose_device',
            'make_fabric', 'is_first', 'make_optimizer', 'prepare', 'epoch_batches', 'name_windows', 'StepValues',
-           'to_host', 'loss_terms', 'train_step', 'read_checked', 'write_state', 'read_state', 'save_state',
-           'load_state', 'naming', 'process_seed', 'train_epoch', 'train']
+           'to_host', 'loss_terms', 'train_step', 'read_checked', 'write_state', 'read_state', 'split_state',
+           'join_state', 'save_state', 'load_state', 'naming', 'process_seed', 'train_epoch', 'train']
 
 # %% ../nbs/11_trainer.ipynb #de351ac8
 import contextlib
@@ -70,6 +70,9 @@ class TrainConfig:
         for name in ("epochs", "batch", "lr", "clip", "window"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it must be positive")
+        if not (0 <= self.overlap < 1 and 0 < self.keep <= 1 and self.warmup >= 0):
+            values = f"overlap {self.overlap}, keep {self.keep}, warmup {self.warmup}"
+            raise ValueError(f"TrainConfig: {values}; overlap in [0, 1), keep in (0, 1] and warmup >= 0 are needed")
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
@@ -122,8 +125,12 @@ def choose_device(device: str) -> tuple[str, list[int] | None]:  # kind, and the
     return kind, [int(number)] if number else None
 
 
-def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
-    "A Fabric for a device (see `choose_device`); one process, or those that torchrun started."
+def make_fabric(
+    device: str = "auto",  # see `choose_device`
+    precision: str = "32-true",
+    unused: bool = False,  # some parameters take no part in a step
+) -> Fabric:
+    "A Fabric for a device; one process, or those that torchrun started."
     kind, gpu = choose_device(device)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     nodes = int(os.environ.get("WORLD_SIZE", processes)) // processes
@@ -131,7 +138,7 @@ def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
     if processes * nodes > 1:
         if gpu:
             raise ValueError(f"device {device!r}: torchrun gives each process a GPU of its own; write 'cuda'")
-        options["strategy"] = DDPStrategy(timeout=PATIENCE)
+        options["strategy"] = DDPStrategy(timeout=PATIENCE, find_unused_parameters=unused)
     fabric = Fabric(accelerator=kind, **options)
     fabric.launch()
     return fabric
@@ -164,7 +171,8 @@ def prepare(
     fast: bool = True,  # False: compute as the model is defined, operation by operation
 ) -> tuple[Fabric, Any, Any]:  # Fabric, model and optimiser as `train_step` wants them
     "Device, precision, acceleration and optimiser of a run."
-    fabric = make_fabric(device, config.precision)
+    # Queries are scaled by content from the second layer on: in a decoder of one layer nothing uses that network.
+    fabric = make_fabric(device, config.precision, unused=model.config.decoder_layers == 1)
     model.to(fabric.device)
     alone, on_cpu = fabric.world_size == 1, fabric.device.type == "cpu"
     if fast and (alone or on_cpu):
@@ -305,10 +313,34 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
     return None
 
 
+def split_state(state: dict, model: SelfDETR) -> dict[int, dict[str, torch.Tensor]]:
+    "An optimiser's state of one vector, as that of every parameter."
+    parameters, moments = list(model.parameters()), dict(state[0])
+    counts = {name: moments.pop(name) for name, value in state[0].items() if not value.dim()}  # of steps
+    parts = {name: value.split([p.numel() for p in parameters]) for name, value in moments.items()}
+    return {
+        i: {name: count.clone() for name, count in counts.items()}  # each its own: the optimiser counts in place
+        | {name: part[i].view_as(p) for name, part in parts.items()}
+        for i, p in enumerate(parameters)
+    }
+
+
+def join_state(state: dict, model: SelfDETR) -> dict[int, dict[str, torch.Tensor]]:
+    "What `split_state` was given; a parameter that was never moved has zeros."
+    first = next(iter(state.values()))
+    nothing = [dict.fromkeys(first, torch.zeros_like(p)) for p in model.parameters()]
+    each = [state.get(i, zeros) for i, zeros in enumerate(nothing)]
+    moments = {name: torch.cat([one[name].flatten() for one in each]) for name, value in first.items() if value.dim()}
+    return {0: {name: moments.get(name, value) for name, value in first.items()}}
+
+
 def save_state(path: Path, model: SelfDETR, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
-    "Write the state of a run between two epochs."
+    "Write the state of a run between two epochs; it says nothing of how the parameters were stored."
     cuda = torch.cuda.get_rng_state() if next(model.parameters()).is_cuda else None
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history,
+    moments = optimizer.state_dict()["state"]
+    if optimizer.param_groups[0]["vector"]:
+        moments = split_state(moments, model)
+    state = {"model": model.state_dict(), "optimizer": moments, "history": history,
              "random": torch.get_rng_state(), "cuda_random": cuda}  # fmt: skip
     write_state(path, state)
 
@@ -320,7 +352,10 @@ def load_state(path: Path, model: SelfDETR, optimizer: torch.optim.Optimizer) ->
         return []
     try:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        moments = state["optimizer"]
+        if optimizer.param_groups[0]["vector"]:
+            moments = join_state(moments, model)
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     except Exception as error:
         raise ValueError(f"{path}: of another model or optimiser ({error}); delete it to start this run anew") from None
     torch.set_rng_state(state["random"].cpu())
@@ -392,8 +427,9 @@ def train(
 ) -> pd.DataFrame:  # the history, one row an epoch
     """Train a model; the same seed gives the same history, whole or resumed (bit for bit on one CPU thread).
 
-    Raises FloatingPointError naming epoch, step and batch when a loss is not finite, ValueError without windows or
-    when the criterion would ignore what a DINO puts out for training.
+    Raises FloatingPointError naming epoch, step and batch when a loss is not finite, ValueError without windows, with
+    more processes than windows, for a state that cannot be used or that not all processes see, or when the criterion
+    would ignore what a DINO puts out for training.
     """
     if not len(windows):
         raise ValueError("there are no training windows; are the instances longer than a window, or the subset empty?")

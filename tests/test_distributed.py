@@ -46,6 +46,7 @@ def torchrun(*command: str, cwd: Path) -> subprocess.CompletedProcess:
 def two(tiny_folder, tmp_path_factory) -> Path:
     "The folder of what two processes computed."
     out = tmp_path_factory.mktemp("together")
+    whole_run(str(tiny_folder), str(out / "of one process"), epochs=2)
     done = torchrun(str(HERE / "together.py"), str(out), str(tiny_folder), cwd=out)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
@@ -79,6 +80,16 @@ def test_a_resumed_run_of_two_processes_is_the_undisturbed_one(two):
     found = [json.loads((two / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0]["resumed"] == found[0]["undisturbed"] == found[1]["undisturbed"]
     assert len({process_seed(s, e, r) for s in (0, 1) for e in range(9) for r in range(9)}) == 2 * 9 * 9
+
+
+def test_a_run_is_taken_over_by_another_number_of_processes(two, tiny_folder):
+    "Two epochs in two processes and the third in one, and the other way round."
+    found = [json.loads((two / f"{rank}.json").read_text()) for rank in (0, 1)]
+    alone = whole_run(str(tiny_folder), str(two / "left"))
+    assert alone["history"]["total"][:2] == found[0]["undisturbed"]["history"]["total"][:2]
+    assert found[0]["taken over"] == found[1]["taken over"]
+    for taken in (alone, found[0]["taken over"]):  # dropout is another one: near, not equal
+        assert taken["history"]["total"][2] == pytest.approx(found[0]["undisturbed"]["history"]["total"][2], rel=0.1)
 
 
 def test_denoising_queries_train_in_two_processes(two):

@@ -12,7 +12,7 @@ from selfdetr import study, trainer
 from selfdetr.data import DataError, training_windows
 from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
-from selfdetr.model import ModelConfig, SelfDETR
+from selfdetr.model import PRESETS, ModelConfig, SelfDETR
 from selfdetr.trainer import STATE, TrainConfig, epoch_batches, learning_rate, train
 
 SIZES = dict(channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_groups=2, decoder_layers=2)
@@ -244,3 +244,31 @@ def test_the_history_shows_the_overlap_of_queries_where_it_has_a_weight(windows)
     criterion = SetCriterion(LossConfig(query_overlap=1.0))
     history = fit(new_model(), windows, TrainConfig(epochs=1, batch=4, window=32), criterion)
     assert list(history.columns) == trainer.COLUMNS and (history.query_overlap > 0).all()
+
+
+@pytest.mark.parametrize("first, then", [(True, False), (False, True)])
+def test_a_state_serves_parameters_in_one_vector_and_in_many(windows, tmp_path, first, then):
+    "Two epochs one way and the third the other: what an undisturbed run learns, up to rounding."
+    whole = new_model()
+    history = fit(whole, windows)
+    fit(new_model(), windows, TrainConfig(**{**vars(CONFIG), "epochs": 2}), folder=tmp_path, fast=first)
+    resumed = new_model(seed=5)
+    continued = fit(resumed, windows, folder=tmp_path, fast=then)
+    assert continued.total.to_list() == pytest.approx(history.total.to_list(), rel=1e-4)
+    for a, b in zip(whole.parameters(), resumed.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"keep": 0.0}, {"keep": 5.0}, {"warmup": -3}])
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="TrainConfig: .*are needed"):
+        TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize("preset", ["tadtr", "react"])
+def test_features_too_large_for_the_arithmetic_name_their_batch(windows, preset):
+    "Finite, but their products are not: points of deformable attention then have no time."
+    attention = {k.removeprefix("model."): v for k, v in PRESETS[preset].items() if k.startswith("model.")}
+    windows.dataset.array[:-1] = 3.3e38
+    with pytest.raises(FloatingPointError, match="The batch: "):
+        fit(new_model(**attention), windows)

@@ -3,10 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 
+from selfdetr import denoising
 from selfdetr.data import Batch, load_dataset, training_windows
 from selfdetr.denoising import make_criterion
 from selfdetr.feedback import FeedbackConfig
@@ -15,7 +17,7 @@ from selfdetr.model import ModelConfig, make_model
 from selfdetr.trainer import TrainConfig, prepare, train, train_step
 
 SIZES = dict(
-    channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_groups=2, decoder_layers=2, dropout=0.0
+    channels=8, classes=3, dim=16, heads=4, hidden=16, queries=5, norm_groups=2, decoder_layers=2, dropout=0.0
 )
 CASES: dict[str, tuple[dict, dict]] = {  # name -> changes of the model, of the feedback
     "method": ({}, {}),
@@ -24,6 +26,8 @@ CASES: dict[str, tuple[dict, dict]] = {  # name -> changes of the model, of the 
     "diversity": ({}, {"guidance": "diversity"}),
     "relative": ({"encoder_attention": "relative"}, {"decoder": "last", "encoder": "last"}),
     "no encoder": ({"encoder_layers": 0}, {}),
+    "one layer": ({"decoder_layers": 1}, {}),
+    "dino": ({"denoising": 8}, {}),
     "react": ({"encoder_attention": "deformable", "cross_attention": "deformable",
                "decoder_self_attention": "relational"}, {}),
 }
@@ -41,6 +45,15 @@ def whole_batch() -> Batch:
     return Batch(torch.randn(5, 24, 8, generator=random), mask, targets)
 
 
+def without_noise():
+    "Denoising queries that are the instances, the same in every process."
+    return patch.multiple(
+        denoising,
+        noise_segments=lambda segments, positive, noise: segments.clamp(noise.smallest, 1 - noise.smallest),
+        noise_labels=lambda labels, classes, noise: labels,
+    )
+
+
 def one_step(name: str, rank: int = 0, processes: int = 1) -> dict[str, torch.Tensor]:
     "Gradient of every parameter and every logged number of one step on this process's part of the batch."
     changes, choices = CASES[name]
@@ -51,7 +64,8 @@ def one_step(name: str, rank: int = 0, processes: int = 1) -> dict[str, torch.Te
     fabric, wrapped, optimizer = prepare(model.train(), TrainConfig(lr=1e-12), "cpu", fast=False)
     features, mask, targets = whole_batch()
     part = Batch(features[rank::processes], mask[rank::processes], targets[rank::processes])
-    values = train_step(fabric, wrapped, optimizer, criterion, feedback, part, clip=1e9)
+    with without_noise():
+        values = train_step(fabric, wrapped, optimizer, criterion, feedback, part, clip=1e9)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return gradients | {f"term {n}": torch.tensor(v) for n, v in values.read().items()}
 
@@ -80,6 +94,8 @@ def main(out: Path, data: str) -> None:
     found["undisturbed"] = whole_run(data, str(out / "undisturbed"))
     whole_run(data, str(out / "resumed"), epochs=2)
     found["resumed"] = whole_run(data, str(out / "resumed"))
+    whole_run(data, str(out / "left"), epochs=2)
+    found["taken over"] = whole_run(data, str(out / "of one process"))
     try:
         whole_run(data, None, batch=1)
     except ValueError as error:
