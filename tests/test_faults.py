@@ -185,7 +185,7 @@ def test_a_kill_between_the_two_renames_costs_an_epoch_and_a_damaged_state_is_no
 
 
 def test_a_state_of_another_model_is_an_error_and_not_a_damage(tmp_path):
-    optimizer = trainer.make_optimizer(torch.nn.Linear(2, 2), TrainConfig())
+    optimizer = trainer.make_optimizer(torch.nn.Linear(2, 2), trainer.TrainConfig())
     trainer.save_state(tmp_path / STATE, torch.nn.Linear(2, 2), optimizer, [])
     with pytest.raises(ValueError, match="(?s)of another model or optimiser .*delete it"):
         trainer.load_state(tmp_path / STATE, torch.nn.Linear(3, 2), optimizer)
