@@ -752,18 +752,19 @@ def submit(jobs: Sequence[tuple], cluster: str, folder: Path, workers: int, devi
 
 
 def sweep(runs_root: str | Path, days: float = 30) -> None:
-    "Remove the work folders of finished runs, and those, with their locks, that nobody has touched for `days`."
+    """Remove the work folders of finished runs, and those that nobody has touched for `days`.
+
+    The empty lock files stay: another process may wait for one, and without its name a third would lock a new file.
+    """
     root, now = Path(runs_root), time.time()
     for lock in sorted(root.glob(".*.lock")):
         folder, work = root / lock.stem[1:], lock.with_suffix("")
         with contextlib.suppress(OSError, Timeout):  # Timeout: a process is at work on it
             last = max(path.stat().st_mtime for path in (lock, *work.glob("*")))
-            if folder.exists() and not work.exists() or not folder.exists() and now - last < days * 86400:
+            if not work.exists() or not folder.exists() and now - last < days * 86400:
                 continue
             with FileLock(lock, timeout=0):
                 shutil.rmtree(work, ignore_errors=True)
-                if not folder.exists():
-                    lock.unlink()
 
 
 LOST = "a worker process was killed by the system (is memory short? try fewer workers); call again to go on"
