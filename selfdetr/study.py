@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
@@ -751,8 +751,8 @@ def submit(jobs: Sequence[tuple], cluster: str, folder: Path, workers: int, devi
     return found
 
 
-def sweep(runs_root: str | Path, days: float = 30) -> None:
-    """Remove the work folders of finished runs, and those that nobody has touched for `days`.
+def sweep(runs_root: str | Path, days: float = 30, but: Collection[str] = ()) -> None:
+    """Remove the work folders of finished runs, and those that nobody has touched for `days`; none of the runs `but`.
 
     The empty lock files stay: another process may wait for one, and without its name a third would lock a new file.
     """
@@ -761,7 +761,7 @@ def sweep(runs_root: str | Path, days: float = 30) -> None:
         folder, work = root / lock.stem[1:], lock.with_suffix("")
         with contextlib.suppress(OSError, Timeout):  # Timeout: a process is at work on it
             last = max(path.stat().st_mtime for path in (lock, *work.glob("*")))
-            if not work.exists() or not folder.exists() and now - last < days * 86400:
+            if folder.name in but or not work.exists() or not folder.exists() and now - last < days * 86400:
                 continue
             with FileLock(lock, timeout=0):
                 shutil.rmtree(work, ignore_errors=True)
@@ -805,7 +805,7 @@ def run_all(
     folders = [work_folder(n, runs_root) for n in left]
     if left:
         check_writable(runs_root)
-    sweep(runs_root)
+    sweep(runs_root, but=left)
     threads = 1 if workers > 1 else None
     devices = itertools.cycle(take_turns(device, cluster))
     jobs = [(s, where, str(runs_root), d, threads) for s, d in zip(left.values(), devices)]

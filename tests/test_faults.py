@@ -445,6 +445,16 @@ def test_leftovers_do_not_pile_up(copy, tmp_path):
     assert (fresh / STATE).exists() and (busy / STATE).exists() and copy.folder.exists()
 
 
+def test_a_study_goes_on_from_its_own_states_however_old_they_are(finished, tiny, tiny_folder, tmp_path, monkeypatch):
+    work = shutil.copytree(finished.folder, study.work_folder(finished.folder.name, tmp_path))
+    work.with_suffix(".lock").touch()
+    for path in (*work.iterdir(), work.with_suffix(".lock")):
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(study, "compute", lambda *_: pytest.fail("begun anew"))
+    where = (str(tiny_folder), "smoke", "")
+    assert_same(study.run_all([finished.spec], tiny, where, tmp_path, "cpu", 1, False)[0], finished)
+
+
 def test_the_parts_of_killed_writers_are_removed_and_those_of_others_are_not(tmp_path):
     path = data.write_whole(tmp_path / "table.json", "old")
     dead, living, other = (tmp_path / f".{name}.part" for name in ("table.json.0", "table.json.1", "table2.json.0"))
