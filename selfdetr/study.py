@@ -455,6 +455,8 @@ class Run:
         try:
             return check_file(self.folder / name, self.files.get(name))
         except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError, ValueError):  # another process may have measured it again meanwhile
+                return check_file(self.folder / name, read_run(self.folder).files.get(name))
             raise damaged(self.folder / name, error) from None
 
     def model(self) -> SelfDETR:

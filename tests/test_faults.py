@@ -273,6 +273,18 @@ def test_a_reader_beside_a_new_measurement_sees_one_or_the_other(copy, monkeypat
     assert study.read_run(copy.folder).metrics["average"] == 1.0
 
 
+def test_a_run_in_hand_gives_its_files_after_a_new_measurement(copy):
+    path = copy.folder / "detections.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="detections.json"):
+        copy.file(path.name)
+    study.seal(copy.folder, copy.metrics, copy.files | {path.name: study.file_sum(path)})
+    assert copy.file(path.name) == path
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="detections.json.*not what was written|detections.json.* bytes instead of"):
+        copy.file(path.name)
+
+
 # ---- no room
 
 
