@@ -636,7 +636,11 @@ def run(
     data = data or open_dataset(spec.dataset, spec.profile, data_root)
     name = run_hash(spec, data.hash())
     folder, work = Path(runs_root) / name, work_folder(name, runs_root)
-    source, fabric = source_hash(), make_fabric(device)
+    source = source_hash()
+    alone = all(int(os.environ.get(name, 1)) <= 1 for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if alone and not is_due(folder, source):  # found, without a look at the device
+        return read_run(folder)
+    fabric = make_fabric(device)
     if fabric.broadcast(is_due(folder, source)):
         with locked(name, runs_root) if fabric.is_global_zero else contextlib.nullcontext():
             # a complete work folder was left by a process killed just before it could publish it
