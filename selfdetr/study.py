@@ -803,11 +803,14 @@ def run_all(
     """Compute many runs side by side and return them in order; those in the cache are not computed again.
 
     Raises RuntimeError naming the runs that failed, with their logs, after the others have finished; or those left
-    unfinished by a worker that was killed. OSError when `runs_root` cannot be written to.
+    unfinished by a worker that was killed. Before any is computed: OSError when `runs_root` cannot be written to, and
+    DataError for a damaged run in the cache.
     """
     data_hash, training, source = data.hash(), training_hash(), source_hash()
     names = [run_hash(s, data_hash, training) for s in specs]
     left = {n: s for n, s in zip(names, specs) if is_due(Path(runs_root) / n, source)}
+    for name in (n for n in names if n not in left):
+        read_run(Path(runs_root) / name)  # a damaged one is reported now, not after hours of training
     folders = [work_folder(n, runs_root) for n in left]
     if left:
         check_writable(runs_root)

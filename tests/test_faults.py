@@ -235,6 +235,14 @@ def test_a_damaged_model_is_not_measured_again(copy, tiny):
     assert (copy.folder / "metrics.json").read_bytes() == before
 
 
+def test_a_damaged_run_stops_a_study_before_any_training(copy, tiny, tiny_folder, monkeypatch):
+    flip(copy.folder / "history.csv", 0.5)
+    monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("training was started"))
+    specs, where = [study.override(copy.spec, {"train.epochs": 3}), copy.spec], (str(tiny_folder), "smoke", "")
+    with pytest.raises(ValueError, match="history.csv.*delete the folder"):
+        study.run_all(specs, tiny, where, copy.folder.parent, "cpu", 1, False)
+
+
 def test_weights_are_checked_in_any_model_folder(copy):
     "Also where there is no run around them."
     for name in ("spec.json", "metrics.json", "history.csv"):
