@@ -6,12 +6,12 @@
 __all__ = ['PARTS', 'SMALL', 'PROFILES', 'WHOLE', 'DATASETS', 'PARAMETERS', 'COMPUTE', 'WRITING', 'MEASURED', 'SUMS', 'FILES',
            'LOST', 'CLAIM', 'RunSpec', 'as_type_of', 'override', 'settings', 'check_video_scores', 'open_dataset',
            'make_spec', 'check_parameters', 'tree_text', 'module_names', 'code_used', 'code_hash', 'training_hash',
-           'source_hash', 'run_hash', 'read_metrics', 'read_history', 'file_sum', 'values_sum', 'seal', 'check_file',
-           'damaged', 'Run', 'read_run', 'judge_detections', 'measure', 'compute', 'work_folder', 'measure_again',
-           'locked', 'publish', 'is_complete', 'is_due', 'settle', 'run', 'parse_setting', 'make_parser', 'main',
-           'watch_epochs', 'attempt', 'submit', 'sweep', 'in_workers', 'take_turns', 'run_all', 'runs', 'interval',
-           'verdict', 'Table', 'with_interval', 'show_row', 'markdown', 'claimed_value', 'judge', 'row_content',
-           'table', 'read_table', 'write_claims']
+           'source_hash', 'run_hash', 'read_metrics', 'read_spec', 'read_history', 'file_sum', 'values_sum', 'seal',
+           'check_file', 'damaged', 'Run', 'read_run', 'judge_detections', 'measure', 'compute', 'work_folder',
+           'measure_again', 'locked', 'publish', 'is_complete', 'is_due', 'settle', 'run', 'parse_setting',
+           'make_parser', 'main', 'watch_epochs', 'attempt', 'submit', 'sweep', 'in_workers', 'take_turns', 'run_all',
+           'runs', 'interval', 'verdict', 'Table', 'with_interval', 'show_row', 'markdown', 'claimed_value', 'judge',
+           'row_content', 'table', 'read_table', 'write_claims']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
 import argparse
@@ -80,7 +80,7 @@ from selfdetr.inference import (
     write_results,
 )
 from .losses import LossConfig, check_feedback, process_count
-from .model import PRESETS, ModelConfig, SelfDETR, load_model, make_model, save_model
+from .model import PRESETS, ModelConfig, SelfDETR, load_model, make_model, new_names, save_model
 from .plots import plot_table, save
 from .simulate import SimulatorConfig, make_dataset
 from .trainer import TrainConfig, is_first, make_fabric, train
@@ -386,6 +386,16 @@ def read_metrics(
     return metrics, files
 
 
+def read_spec(
+    text: str,  # of a `spec.json`
+) -> RunSpec:
+    "The spec of a run, also of an earlier version; its names are not read by `RunSpec`, whose code names the runs."
+    values = parse_json(text, "spec")
+    if isinstance(values, dict) and isinstance(values.get("model"), dict):
+        values["model"] = new_names(values["model"])
+    return RunSpec.from_json(json.dumps(values))
+
+
 def read_history(path: Path) -> pd.DataFrame:
     "The losses by epoch. DataError for what is no table of numbers."
     try:
@@ -476,7 +486,7 @@ def read_run(folder: str | Path) -> Run:
         for name in files.keys() | {"checkpoint.safetensors"}:
             check_file(folder / name, files.get(name), whole=False)
         name = "spec.json"
-        spec = RunSpec.from_json(read_text(check_file(folder / name, files.get(name))))
+        spec = read_spec(read_text(check_file(folder / name, files.get(name))))
         name = "history.csv"
         history = read_history(check_file(folder / name, files.get(name)))
         if epochs != len(history):

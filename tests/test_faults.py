@@ -254,12 +254,17 @@ def test_weights_are_checked_in_any_model_folder(copy):
 
 
 def test_a_run_without_sums_is_read_as_before(copy, tiny):
-    "Runs of earlier versions have none."
+    "Runs of earlier versions have none, and old names in their files."
     content = json.loads((copy.folder / "metrics.json").read_text())
     del content["files"], content["sha256"]
     (copy.folder / "metrics.json").write_text(json.dumps(content))
+    spec = json.loads((copy.folder / "spec.json").read_text())
+    spec["model"] |= {"encoder_attention": "absolute", "decoder_self_attention": True}
+    for name, values in {"spec.json": spec, "config.json": spec["model"]}.items():
+        (copy.folder / name).write_text(json.dumps(values))
     old = study.read_run(copy.folder)
-    assert old.files == {} and old.metrics == copy.metrics and old.model().config == copy.spec.model
+    assert old.files == {} and old.metrics == copy.metrics and old.spec == copy.spec
+    assert old.model().config == copy.spec.model
     study.seal(copy.folder, old.metrics | {"source": "older"}, {})
     again = compute(copy, tiny, copy.folder.parent)
     assert set(again.files) == set(study.MEASURED) and again.metrics["average"] == copy.metrics["average"]
