@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_FEEDBACK', 'DEFORMABLE', 'PRESETS', 'OLD_NAMES', 'ModelConfig', 'preset', 'Output', 'InputProjection', 'Encoded',
-           'SelfDETR', 'make_model', 'weights_sum', 'save_model', 'read_config', 'tensor_shapes', 'check_tensors',
-           'read_weights', 'load_model']
+           'SelfDETR', 'make_model', 'weights_sum', 'save_model', 'new_names', 'read_config', 'tensor_shapes',
+           'check_tensors', 'read_weights', 'load_model']
 
 # %% ../nbs/05_model.ipynb #7189395b
 import hashlib
@@ -237,13 +237,15 @@ OLD_NAMES: dict[str, dict[Any, str]] = {  # what stands in the files of earlier 
 }
 
 
+def new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    "The values of a model's configuration, those of earlier versions by their names of now."
+    old = {name: value for name, value in values.items() if name in OLD_NAMES and isinstance(value, (bool, str))}
+    return {**values, **{name: OLD_NAMES[name].get(value, value) for name, value in old.items()}}
+
+
 def read_config(path: str | Path) -> ModelConfig:
     "Read a `config.json`; a missing file, broken JSON, an unknown field or a value of another type is a DataError."
-    values = read_json(path)
-    for name, new in OLD_NAMES.items():
-        if isinstance(values.get(name), (bool, str)):
-            values[name] = new.get(values[name], values[name])
-    return config_from(ModelConfig, values, str(path))
+    return config_from(ModelConfig, new_names(read_json(path)), str(path))
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -6,12 +6,12 @@
 __all__ = ['PARTS', 'SMALL', 'PROFILES', 'WHOLE', 'DATASETS', 'PARAMETERS', 'COMPUTE', 'WRITING', 'MEASURED', 'SUMS', 'FILES',
            'LOST', 'CLAIM', 'RunSpec', 'as_type_of', 'override', 'settings', 'check_video_scores', 'open_dataset',
            'make_spec', 'check_parameters', 'tree_text', 'module_names', 'code_used', 'code_hash', 'training_hash',
-           'source_hash', 'run_hash', 'read_metrics', 'read_history', 'file_sum', 'values_sum', 'seal', 'check_file',
-           'damaged', 'Run', 'read_run', 'judge_detections', 'measure', 'compute', 'work_folder', 'measure_again',
-           'locked', 'publish', 'is_complete', 'is_due', 'settle', 'run', 'parse_setting', 'make_parser', 'main',
-           'watch_epochs', 'attempt', 'submit', 'sweep', 'in_workers', 'take_turns', 'run_all', 'runs', 'interval',
-           'verdict', 'Table', 'with_interval', 'show_row', 'markdown', 'claimed_value', 'judge', 'row_content',
-           'table', 'read_table', 'write_claims']
+           'source_hash', 'run_hash', 'read_metrics', 'read_spec', 'read_history', 'file_sum', 'values_sum', 'seal',
+           'check_file', 'damaged', 'Run', 'read_run', 'judge_detections', 'measure', 'compute', 'work_folder',
+           'measure_again', 'locked', 'publish', 'is_complete', 'is_due', 'settle', 'run', 'parse_setting',
+           'make_parser', 'main', 'watch_epochs', 'attempt', 'submit', 'sweep', 'in_workers', 'take_turns', 'run_all',
+           'runs', 'interval', 'verdict', 'Table', 'with_interval', 'show_row', 'markdown', 'claimed_value', 'judge',
+           'row_content', 'table', 'read_table', 'write_claims']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
 import argparse
@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
@@ -80,7 +80,7 @@ from selfdetr.inference import (
     write_results,
 )
 from .losses import LossConfig, check_feedback, process_count
-from .model import PRESETS, ModelConfig, SelfDETR, load_model, make_model, save_model
+from .model import PRESETS, ModelConfig, SelfDETR, load_model, make_model, new_names, save_model
 from .plots import plot_table, save
 from .simulate import SimulatorConfig, make_dataset
 from .trainer import TrainConfig, is_first, make_fabric, train
@@ -386,6 +386,16 @@ def read_metrics(
     return metrics, files
 
 
+def read_spec(
+    text: str,  # of a `spec.json`
+) -> RunSpec:
+    "The spec of a run, also of an earlier version; its names are not read by `RunSpec`, whose code names the runs."
+    values = parse_json(text, "spec")
+    if isinstance(values, dict) and isinstance(values.get("model"), dict):
+        values["model"] = new_names(values["model"])
+    return RunSpec.from_json(json.dumps(values))
+
+
 def read_history(path: Path) -> pd.DataFrame:
     "The losses by epoch. DataError for what is no table of numbers."
     try:
@@ -455,6 +465,8 @@ class Run:
         try:
             return check_file(self.folder / name, self.files.get(name))
         except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError, ValueError):  # another process may have measured it again meanwhile
+                return check_file(self.folder / name, read_run(self.folder).files.get(name))
             raise damaged(self.folder / name, error) from None
 
     def model(self) -> SelfDETR:
@@ -474,7 +486,7 @@ def read_run(folder: str | Path) -> Run:
         for name in files.keys() | {"checkpoint.safetensors"}:
             check_file(folder / name, files.get(name), whole=False)
         name = "spec.json"
-        spec = RunSpec.from_json(read_text(check_file(folder / name, files.get(name))))
+        spec = read_spec(read_text(check_file(folder / name, files.get(name))))
         name = "history.csv"
         history = read_history(check_file(folder / name, files.get(name)))
         if epochs != len(history):
@@ -634,7 +646,11 @@ def run(
     data = data or open_dataset(spec.dataset, spec.profile, data_root)
     name = run_hash(spec, data.hash())
     folder, work = Path(runs_root) / name, work_folder(name, runs_root)
-    source, fabric = source_hash(), make_fabric(device)
+    source = source_hash()
+    alone = all(int(os.environ.get(name, 1)) <= 1 for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if alone and not is_due(folder, source):  # found, without a look at the device
+        return read_run(folder)
+    fabric = make_fabric(device)
     if fabric.broadcast(is_due(folder, source)):
         with locked(name, runs_root) if fabric.is_global_zero else contextlib.nullcontext():
             # a complete work folder was left by a process killed just before it could publish it
@@ -751,19 +767,20 @@ def submit(jobs: Sequence[tuple], cluster: str, folder: Path, workers: int, devi
     return found
 
 
-def sweep(runs_root: str | Path, days: float = 30) -> None:
-    "Remove the work folders of finished runs, and those, with their locks, that nobody has touched for `days`."
+def sweep(runs_root: str | Path, days: float = 30, but: Collection[str] = ()) -> None:
+    """Remove the work folders of finished runs, and those that nobody has touched for `days`; none of the runs `but`.
+
+    The empty lock files stay: another process may wait for one, and without its name a third would lock a new file.
+    """
     root, now = Path(runs_root), time.time()
     for lock in sorted(root.glob(".*.lock")):
         folder, work = root / lock.stem[1:], lock.with_suffix("")
         with contextlib.suppress(OSError, Timeout):  # Timeout: a process is at work on it
             last = max(path.stat().st_mtime for path in (lock, *work.glob("*")))
-            if folder.exists() and not work.exists() or not folder.exists() and now - last < days * 86400:
+            if folder.name in but or not work.exists() or not folder.exists() and now - last < days * 86400:
                 continue
             with FileLock(lock, timeout=0):
                 shutil.rmtree(work, ignore_errors=True)
-                if not folder.exists():
-                    lock.unlink()
 
 
 LOST = "a worker process was killed by the system (is memory short? try fewer workers); call again to go on"
@@ -796,15 +813,18 @@ def run_all(
     """Compute many runs side by side and return them in order; those in the cache are not computed again.
 
     Raises RuntimeError naming the runs that failed, with their logs, after the others have finished; or those left
-    unfinished by a worker that was killed. OSError when `runs_root` cannot be written to.
+    unfinished by a worker that was killed. Before any is computed: OSError when `runs_root` cannot be written to, and
+    DataError for a damaged run in the cache.
     """
     data_hash, training, source = data.hash(), training_hash(), source_hash()
     names = [run_hash(s, data_hash, training) for s in specs]
     left = {n: s for n, s in zip(names, specs) if is_due(Path(runs_root) / n, source)}
+    for name in (n for n in names if n not in left):
+        read_run(Path(runs_root) / name)  # a damaged one is reported now, not after hours of training
     folders = [work_folder(n, runs_root) for n in left]
     if left:
         check_writable(runs_root)
-    sweep(runs_root)
+    sweep(runs_root, but=left)
     threads = 1 if workers > 1 else None
     devices = itertools.cycle(take_turns(device, cluster))
     jobs = [(s, where, str(runs_root), d, threads) for s, d in zip(left.values(), devices)]

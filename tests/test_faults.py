@@ -235,6 +235,14 @@ def test_a_damaged_model_is_not_measured_again(copy, tiny):
     assert (copy.folder / "metrics.json").read_bytes() == before
 
 
+def test_a_damaged_run_stops_a_study_before_any_training(copy, tiny, tiny_folder, monkeypatch):
+    flip(copy.folder / "history.csv", 0.5)
+    monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("training was started"))
+    specs, where = [study.override(copy.spec, {"train.epochs": 3}), copy.spec], (str(tiny_folder), "smoke", "")
+    with pytest.raises(ValueError, match="history.csv.*delete the folder"):
+        study.run_all(specs, tiny, where, copy.folder.parent, "cpu", 1, False)
+
+
 def test_weights_are_checked_in_any_model_folder(copy):
     "Also where there is no run around them."
     for name in ("spec.json", "metrics.json", "history.csv"):
@@ -246,12 +254,17 @@ def test_weights_are_checked_in_any_model_folder(copy):
 
 
 def test_a_run_without_sums_is_read_as_before(copy, tiny):
-    "Runs of earlier versions have none."
+    "Runs of earlier versions have none, and old names in their files."
     content = json.loads((copy.folder / "metrics.json").read_text())
     del content["files"], content["sha256"]
     (copy.folder / "metrics.json").write_text(json.dumps(content))
+    spec = json.loads((copy.folder / "spec.json").read_text())
+    spec["model"] |= {"encoder_attention": "absolute", "decoder_self_attention": True}
+    for name, values in {"spec.json": spec, "config.json": spec["model"]}.items():
+        (copy.folder / name).write_text(json.dumps(values))
     old = study.read_run(copy.folder)
-    assert old.files == {} and old.metrics == copy.metrics and old.model().config == copy.spec.model
+    assert old.files == {} and old.metrics == copy.metrics and old.spec == copy.spec
+    assert old.model().config == copy.spec.model
     study.seal(copy.folder, old.metrics | {"source": "older"}, {})
     again = compute(copy, tiny, copy.folder.parent)
     assert set(again.files) == set(study.MEASURED) and again.metrics["average"] == copy.metrics["average"]
@@ -271,6 +284,18 @@ def test_a_reader_beside_a_new_measurement_sees_one_or_the_other(copy, monkeypat
 
     monkeypatch.setattr(study, "check_file", changes_before)
     assert study.read_run(copy.folder).metrics["average"] == 1.0
+
+
+def test_a_run_in_hand_gives_its_files_after_a_new_measurement(copy):
+    path = copy.folder / "detections.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="detections.json"):
+        copy.file(path.name)
+    study.seal(copy.folder, copy.metrics, copy.files | {path.name: study.file_sum(path)})
+    assert copy.file(path.name) == path
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="detections.json.*not what was written|detections.json.* bytes instead of"):
+        copy.file(path.name)
 
 
 # ---- no room
@@ -436,10 +461,23 @@ def test_leftovers_do_not_pile_up(copy, tmp_path):
 
     finished, fresh = unfinished(copy.folder.name, time.time()), unfinished("fresh", time.time())
     dead, busy = unfinished("dead", old), unfinished("busy", old)
+    waiting = dead.with_suffix(".lock").open()  # by a process that opened it before the sweep and waits to have it
     with study.FileLock(busy.with_suffix(".lock")):
         study.sweep(root)
-    assert not finished.exists() and not dead.exists() and not dead.with_suffix(".lock").exists()
+    assert not finished.exists() and not dead.exists()
+    with waiting:  # a process that comes later waits for the same file
+        assert os.path.samestat(os.fstat(waiting.fileno()), dead.with_suffix(".lock").stat())
     assert (fresh / STATE).exists() and (busy / STATE).exists() and copy.folder.exists()
+
+
+def test_a_study_goes_on_from_its_own_states_however_old_they_are(finished, tiny, tiny_folder, tmp_path, monkeypatch):
+    work = shutil.copytree(finished.folder, study.work_folder(finished.folder.name, tmp_path))
+    work.with_suffix(".lock").touch()
+    for path in (*work.iterdir(), work.with_suffix(".lock")):
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(study, "compute", lambda *_: pytest.fail("begun anew"))
+    where = (str(tiny_folder), "smoke", "")
+    assert_same(study.run_all([finished.spec], tiny, where, tmp_path, "cpu", 1, False)[0], finished)
 
 
 def test_the_parts_of_killed_writers_are_removed_and_those_of_others_are_not(tmp_path):

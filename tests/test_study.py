@@ -418,6 +418,19 @@ def test_two_processes_that_want_the_same_run_compute_it_once(finished, tiny, ti
     assert_same_run(finished, second)
 
 
+def test_a_finished_run_needs_no_device_unless_processes_belong_together(finished, tiny, monkeypatch):
+    def refuses(device):
+        raise ValueError(f"device {device!r} is not here")
+
+    monkeypatch.setattr(study, "make_fabric", refuses)
+    where = dict(runs_root=finished.folder.parent, device="cuda", progress=False)
+    assert study.run(finished.spec, tiny, **where).metrics == finished.metrics
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):  # torchrun: the first process asks the cache for all
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="'cuda' is not here"):
+            patch.setenv(name, "2")
+            study.run(finished.spec, tiny, **where)
+
+
 # ---- many runs
 
 
