@@ -181,7 +181,9 @@ def whole_recordings(
     "The same rows in tables that end where a recording ends."
     waiting: list[pd.DataFrame] = []
     for part in parts:
-        waiting += [part] if len(part) else []
+        if part.empty:
+            continue
+        waiting.append(part)
         if sum(map(len, waiting)) >= rows and part.video.iloc[-1] != waiting[0].video.iloc[0]:
             every = pd.concat(waiting, ignore_index=True)
             last = every.video == every.video.iloc[-1]

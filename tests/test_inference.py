@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdetr.data import DataError
-from selfdetr.inference import InferenceConfig, fuse_scores, fuse_windows, merge, read_video_scores
+from selfdetr.inference import InferenceConfig, fuse_scores, fuse_windows, merge, read_video_scores, whole_recordings
 from selfdetr.segments import elementwise_iou
 
 COLUMNS = ["video", "start", "end", "label", "score"]
@@ -41,6 +41,14 @@ def test_nothing_to_fuse_stays_nothing():
     nothing = pd.DataFrame(columns=COLUMNS).astype({"start": float, "end": float, "score": float})
     assert fuse_windows(nothing, nothing).empty
     assert fuse_scores(nothing, pd.DataFrame(columns=["video", "label", "score"])).empty
+
+
+@pytest.mark.parametrize("last", [[], [1]])
+def test_batches_without_detections_do_not_end_a_recording(last):
+    numbers = [[], [0, 0, 0], [], [], [0], *([last] if last else []), []]
+    parts = [pd.DataFrame({"video": video, "start": np.arange(float(len(video)))}) for video in numbers]
+    cut = list(whole_recordings(parts, rows=2))
+    assert [part.video.tolist() for part in cut] == [[0] * 4, *([last] if last else [])]
 
 
 def test_both_layouts_of_video_scores_agree(tmp_path):
