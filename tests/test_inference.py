@@ -70,7 +70,13 @@ def test_both_layouts_of_video_scores_agree(tmp_path):
         ({"results": {"u": [{"label": "A"}]}}, "video 'u'.*label and score"),
         ({"results": {"u": 3}}, "video 'u'.*label and score"),
         ({"results": {"u": [{"label": "A", "score": "high"}]}}, "video 'u'"),
-        ({"results": {"u": [{"label": "A", "score": float("nan")}]}}, "video 'u': the score of 'A' is not finite"),
+        (
+            {"results": {"u": [{"label": "A", "score": float("nan")}]}},
+            "video 'u': the score of A is nan; write a finite number",
+        ),
+        ({"results": {"u": [{"label": ["x"], "score": 1.0}]}}, r"video 'u': label is \['x'\]; write one line"),
+        ({"results": {"u": [{"label": "x", "score": True}]}}, "video 'u': the score of x is True"),
+        ({"class": ["x"], "results": {"u": [True]}}, "video 'u': the score of x is True"),
     ],
 )
 def test_other_layouts_are_refused_by_name(content, message):
