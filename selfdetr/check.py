@@ -74,7 +74,7 @@ from selfdetr.data import (
     video_name,
     write_whole,
 )
-from .evaluation import markdown_table
+from .evaluation import PROTOCOLS, markdown_table
 from .segments import elementwise_iou, overlapping_pairs
 
 # %% ../nbs/17_check.ipynb #bc66192e
@@ -1035,6 +1035,10 @@ def check_use(folder: Path, settings: Mapping[str, Any], standardised: bool, fin
     scores = settings.get("video_scores")
     if scores and not (folder / scores).is_file():
         findings.add("error", "video scores", str(scores), "no such file", "put it there, or correct video_scores")
+    protocol = settings.get("protocol")
+    if protocol not in (None, *PROTOCOLS):
+        known = ", ".join(PROTOCOLS)
+        findings.add("error", "settings", SETTINGS_FILE, f"unknown protocol {shown(protocol)}", f"write one of {known}")
     if standardised and not settings["in_memory"]:
         findings.add(
             "error", "settings", "standardised", "mapped features cannot be standardised", "set in_memory to true"

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import READERS, DataError, TimeGrid, end_of, resize_features
+from .data import READERS, DataError, TimeGrid, end_of, resize_features, write_whole
 from selfdetr.inference import (
     DetectorConfig,
     Features,
@@ -262,13 +262,9 @@ def export_onnx(
     assert program is not None
     for node in program.model.graph:
         node.metadata_props.clear()  # where in whose files the line stands that made it
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    program.save(part, external_data=False)
     if isinstance(model, Detector):
         write_detector(path.parent, model.config)
-    os.replace(part, path)
-    return path
+    return write_whole(path, program.model_proto.SerializeToString())
 
 
 class OnnxModel(nn.Module):

@@ -31,6 +31,7 @@ from selfdetr.data import (
     Dataset,
     TimeGrid,
     Windows,
+    brief,
     check_features,
     class_name,
     config_from,
@@ -181,7 +182,9 @@ def whole_recordings(
     "The same rows in tables that end where a recording ends."
     waiting: list[pd.DataFrame] = []
     for part in parts:
-        waiting += [part] if len(part) else []
+        if part.empty:
+            continue
+        waiting.append(part)
         if sum(map(len, waiting)) >= rows and part.video.iloc[-1] != waiting[0].video.iloc[0]:
             every = pd.concat(waiting, ignore_index=True)
             last = every.video == every.video.iloc[-1]
@@ -396,20 +399,18 @@ def read_video_scores(
         named = classes if isinstance(classes, list | tuple) else [classes]
         classes = [class_name(label, str(name), "class") for label in named]
     for video, scores in results.items():
+        where = f"{name}, video {shown(video)}"
         try:
             if isinstance(scores, str | bytes | Mapping):
                 raise TypeError
-            pairs = zip(classes, scores, strict=True) if classes else [(s["label"], s["score"]) for s in scores]
-            rows += [(str(video), str(label), float(score)) for label, score in pairs]
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+            pairs = list(zip(classes, scores, strict=True) if classes else ((s["label"], s["score"]) for s in scores))
+        except (KeyError, IndexError, TypeError, ValueError):
             layout = f"a list of {len(classes)} scores" if classes else "a list of items with label and score"
-            raise DataError(f"{name}, video {shown(video)}: the class scores of a video are {layout}") from None
-    frame = pd.DataFrame(rows, columns=["video", "label", "score"])
-    bad = frame[~np.isfinite(frame.score.to_numpy(dtype=float))]
-    if len(bad):
-        where, label = shown(bad.video.iloc[0]), shown(bad.label.iloc[0])
-        raise DataError(f"{name}, video {where}: the score of {label} is not finite; write a number")
-    return frame
+            raise DataError(f"{where}: the class scores of a video are {layout}") from None
+        for label, score in pairs:
+            label = class_name(label, where, "label")
+            rows.append((str(video), label, finite_number(score, where, f"the score of {brief(label)}")))
+    return pd.DataFrame(rows, columns=["video", "label", "score"])
 
 
 def fuse_scores(

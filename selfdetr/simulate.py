@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LATENT', 'SimulatorConfig', 'class_medians', 'place_actions', 'simulate_annotations', 'prototypes', 'phase_weights',
-           'visible', 'add_action', 'add_traps', 'simulate_features', 'label_classes', 'write_features', 'make_dataset']
+           'visible', 'add_action', 'add_traps', 'simulate_features', 'label_classes', 'read_timing', 'write_features',
+           'make_dataset']
 
 # %% ../nbs/02_simulate.ipynb #fb03bf46
 import json
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.signal import lfilter
 
-from .data import DataError, TimeGrid, read_database, read_json
+from .data import DataError, TimeGrid, brief, parse_entry, parse_instance, read_database, read_json
 
 # %% ../nbs/02_simulate.ipynb #1dc359d5
 @dataclass(frozen=True)
@@ -199,6 +200,19 @@ def label_classes(database: dict) -> list[str]:
     return sorted({a["label"] for v in database.values() for a in v["annotations"]} - {"Ambiguous"})
 
 
+def read_timing(
+    path: Path,  # ActivityNet-style JSON
+) -> dict[str, Any]:  # its database
+    "Videos and instances of an annotation file. `DataError` as `parse_entry` and `parse_instance` raise it."
+    database = read_database(path)[0]
+    for name, entry in database.items():
+        where = f"{path}: video {brief(name)}"
+        *_, entry["annotations"] = parse_entry(entry, where)
+        for position, item in enumerate(entry["annotations"]):
+            parse_instance(item, f"{where}, annotation {position}")
+    return database
+
+
 def write_features(database: dict, folder: Path, config: SimulatorConfig, seed: int) -> None:
     "Simulate every video of a database into `folder/features`."
     index = {label: i for i, label in enumerate(label_classes(database))}
@@ -222,7 +236,7 @@ def make_dataset(
     A folder that already holds this data set is returned as it is; one that holds anything else is a DataError.
     """
     folder, config = Path(folder), config or SimulatorConfig()
-    database = simulate_annotations(config, seed) if annotations is None else read_database(Path(annotations))[0]
+    database = simulate_annotations(config, seed) if annotations is None else read_timing(Path(annotations))
     classes = label_classes(database)
     config = SimulatorConfig(**{**asdict(config), "classes": len(classes) if annotations else config.classes})
     text = json.dumps({"version": "simulated", "database": database})

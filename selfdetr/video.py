@@ -12,8 +12,8 @@ __all__ = ['declared', 'Frame', 'SUFFIXES', 'optional', 'VideoError', 'opened', 
 # %% ../nbs/52_features_from_video.ipynb #f5eed7d7
 import argparse
 import importlib
+import io
 import json
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import DataError, TimeGrid, check_features, read_features, read_json, read_settings
+from .data import DataError, TimeGrid, check_features, read_features, read_json, read_settings, write_whole
 
 # %% ../nbs/52_features_from_video.ipynb #f3908be1
 declared: list[Any] = []  # a declaration lives as long as its object
@@ -320,9 +320,7 @@ def write_json(
     content: Mapping[str, Any],
 ) -> None:
     "Write a JSON file, whole or not at all."
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(content, indent=1))
 
 
 def read_entries(
@@ -344,10 +342,9 @@ def save(
     fps: float,
 ) -> None:
     "Write the features of a video, then enter it into videos.json, which other processes may do as well."
-    part = folder / "features" / f".{name}.npy.part"
-    with part.open("wb") as file:
-        np.save(file, features, allow_pickle=False)
-    os.replace(part, folder / "features" / f"{name}.npy")
+    file = io.BytesIO()
+    np.save(file, features, allow_pickle=False)
+    write_whole(folder / "features" / f"{name}.npy", file.getvalue())
     entry = {"duration": frames / fps, "fps": fps, "frames": frames, "steps": len(features), "annotations": []}
     with FileLock(folder / ".videos.json.lock"):
         write_json(folder / "videos.json", {"database": read_entries(folder) | {name: entry}})

@@ -80,6 +80,15 @@ def test_arguments_that_loading_refuses_are_errors(folder, arguments):
     assert not check_folder(folder, **arguments).ok
 
 
+def test_an_unknown_protocol_is_an_error(folder):
+    write(folder, protocol="thumos15")
+    finding = of(check_folder(folder, **SMALL), "settings")
+    assert (finding.severity, finding.item) == ("error", "dataset.json")
+    assert "'thumos15'" in finding.what and "thumos14-212" in finding.mend
+    write(folder, protocol="thumos14-212")
+    assert "settings" not in kinds(check_folder(folder, **SMALL))
+
+
 def test_it_does_not_stop_at_the_first(folder):
     def spoil(entries):
         del entries["a"]["subset"], entries["a"]["duration"]

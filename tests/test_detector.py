@@ -1,11 +1,14 @@
 "A detector gives what the evaluation gives, whatever way the features come; what it refuses; its command; its export."
 
+import errno
 import json
+import os
 import re
 import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -470,6 +473,22 @@ def test_an_exported_model_finds_the_same(exported, files):
 def test_an_exported_file_says_nothing_of_where_it_was_made(exported):
     content = exported[1].read_bytes()
     assert b".py" not in content and str(Path.cwd()).encode() not in content
+
+
+def test_an_export_that_the_system_refuses_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="the packages of selfdetr[onnx] are not installed")
+
+    def full(part, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "model.onnx").write_bytes(b"old")
+    program = SimpleNamespace(model=SimpleNamespace(graph=[]), model_proto=SimpleNamespace(SerializeToString=bytes))
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)  # another export would take ten seconds
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"model.onnx: cannot be written .*make room there"):
+        export_onnx(some_model(), tmp_path / "model.onnx")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.onnx", b"old")]
 
 
 def test_exported_files_that_do_not_fit(exported, tmp_path):

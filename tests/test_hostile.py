@@ -231,6 +231,23 @@ WRONG = [
 def test_values_of_annotations(folder, keys, value):
     change(folder / "annotations.json", "database", "a", *keys, value)
     refused(lambda: data.read_annotations(folder), "annotations.json: video 'a'", ";")
+    path = folder / "annotations.json"
+    refused(lambda: simulate.make_dataset(folder / "made", annotations=path), "annotations.json: video a", ";")
+
+
+@pytest.mark.parametrize("value", [{}, 3, None, []], ids=repr)
+def test_entries_of_annotations(folder, value):
+    path = folder / "annotations.json"
+    change(path, "database", "a", value)
+    refused(lambda: data.read_annotations(folder), "annotations.json: video 'a'", ";")
+    refused(lambda: simulate.make_dataset(folder / "made", annotations=path), "annotations.json: video a", ";")
+
+
+@pytest.mark.parametrize("value", [None, []], ids=repr)
+def test_simulated_recordings_may_have_no_annotations(folder, value):
+    change(folder / "annotations.json", "database", "a", "annotations", value)
+    made = simulate.make_dataset(folder / "made", annotations=folder / "annotations.json")
+    assert json.loads((made / "annotations.json").read_text())["database"]["a"]["annotations"] == []
 
 
 @pytest.mark.parametrize("value", [None, True, 1, "", [], ["run"], {}, "a" * 1001, "two\nlines", "\x1b[2J"], ids=repr)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdetr.data import DataError
-from selfdetr.inference import InferenceConfig, fuse_scores, fuse_windows, merge, read_video_scores
+from selfdetr.inference import InferenceConfig, fuse_scores, fuse_windows, merge, read_video_scores, whole_recordings
 from selfdetr.segments import elementwise_iou
 
 COLUMNS = ["video", "start", "end", "label", "score"]
@@ -43,6 +43,14 @@ def test_nothing_to_fuse_stays_nothing():
     assert fuse_scores(nothing, pd.DataFrame(columns=["video", "label", "score"])).empty
 
 
+@pytest.mark.parametrize("last", [[], [1]])
+def test_batches_without_detections_do_not_end_a_recording(last):
+    numbers = [[], [0, 0, 0], [], [], [0], *([last] if last else []), []]
+    parts = [pd.DataFrame({"video": video, "start": np.arange(float(len(video)))}) for video in numbers]
+    cut = list(whole_recordings(parts, rows=2))
+    assert [part.video.tolist() for part in cut] == [[0] * 4, *([last] if last else [])]
+
+
 def test_both_layouts_of_video_scores_agree(tmp_path):
     by_list = {"class": ["A", "B"], "results": {"u": [0.25, 0.75], "v": [1.0, 0.0]}}
     items = {v: [{"label": c, "score": s} for c, s in zip("AB", p)] for v, p in by_list["results"].items()}
@@ -62,7 +70,13 @@ def test_both_layouts_of_video_scores_agree(tmp_path):
         ({"results": {"u": [{"label": "A"}]}}, "video 'u'.*label and score"),
         ({"results": {"u": 3}}, "video 'u'.*label and score"),
         ({"results": {"u": [{"label": "A", "score": "high"}]}}, "video 'u'"),
-        ({"results": {"u": [{"label": "A", "score": float("nan")}]}}, "video 'u': the score of 'A' is not finite"),
+        (
+            {"results": {"u": [{"label": "A", "score": float("nan")}]}},
+            "video 'u': the score of A is nan; write a finite number",
+        ),
+        ({"results": {"u": [{"label": ["x"], "score": 1.0}]}}, r"video 'u': label is \['x'\]; write one line"),
+        ({"results": {"u": [{"label": "x", "score": True}]}}, "video 'u': the score of x is True"),
+        ({"class": ["x"], "results": {"u": [True]}}, "video 'u': the score of x is True"),
     ],
 )
 def test_other_layouts_are_refused_by_name(content, message):

@@ -192,6 +192,12 @@ def test_scores_that_lack_a_video_are_refused(activitynet, tmp_path):
         study.open_dataset("activitynet13", "smoke", tmp_path)
 
 
+def test_an_unknown_protocol_is_refused_before_training(activitynet, tmp_path):
+    (activitynet / "dataset.json").write_text(json.dumps({"protocol": "activitynet12"}))
+    with pytest.raises(DataError, match="dataset.json: protocol 'activitynet12' is unknown; .*activitynet13"):
+        study.open_dataset("activitynet13", "smoke", tmp_path)
+
+
 def test_the_releases_are_named_where_one_is_misspelt(activitynet):
     with pytest.raises(DataError, match=", ".join(RELEASES)):
         load_dataset(activitynet, release="activitynet")

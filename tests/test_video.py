@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import os
+import resource
 import struct
 import subprocess
 import sys
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -346,7 +349,9 @@ def test_a_second_run_does_only_what_is_missing(films, tmp_path):
     data = tmp_path / "data"
     assert extract_all([films / "a.mp4", films / "b.mkv"], data)[0] == ["a", "b"]
     before = stamps(data)
-    (data / "features" / ".c.npy.part").write_bytes(b"left by a run that was stopped")
+    part = data / "features" / ".c.npy.0123.part"
+    part.write_bytes(b"left by a run that was stopped")
+    os.utime(part, (time.time() - 7200,) * 2)
     assert extract_all([films], data) == (["c"], {})
     assert {name: stamps(data)[name] for name in before} == before and not list(data.rglob("*.part"))
     (data / "features" / "a.npy").unlink()
@@ -394,6 +399,34 @@ def test_runs_may_share_a_folder(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: video.save(tmp_path, f"v{i}", np.zeros((3, 2), np.float32), 28, 25.0), range(24)))
     assert len(video.read_entries(tmp_path)) == 24 and not list(tmp_path.rglob("*.part"))
+
+
+def test_two_runs_that_write_one_video_leave_it_whole(tmp_path, monkeypatch):
+    real = os.replace
+
+    def write_again(part, path):
+        monkeypatch.setattr(os, "replace", real)
+        video.save(tmp_path, "v", np.ones((3, 2), np.float32), 28, 25.0)  # the other run, meanwhile
+        real(part, path)
+
+    monkeypatch.setattr(os, "replace", write_again)
+    (tmp_path / "features").mkdir()
+    video.save(tmp_path, "v", np.zeros((3, 2), np.float32), 28, 25.0)
+    assert not np.load(tmp_path / "features" / "v.npy").any() and not list(tmp_path.rglob("*.part"))
+
+
+def test_a_folder_that_is_full_is_named(tmp_path):
+    (tmp_path / "features").mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        for write in (lambda: video.save(tmp_path, "v", np.zeros((30, 2), np.float32), 28, 25.0),
+                      lambda: video.write_json(tmp_path / "videos.json", {"database": "x" * 200})):
+            with pytest.raises(OSError, match=r"v.* cannot be written \(File too large\); make room there"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.rglob("*")] == ["features"]
 
 
 def test_half_precision(films, tmp_path):
