@@ -69,7 +69,7 @@ from selfdetr.data import (
 )
 from .denoising import make_criterion
 from .diversity import collapse_report
-from .evaluation import Evaluation, Protocol, evaluate, markdown_table
+from .evaluation import PROTOCOLS, Evaluation, Protocol, evaluate, markdown_table
 from .feedback import FeedbackConfig
 from selfdetr.inference import (
     InferenceConfig,
@@ -229,7 +229,11 @@ def open_dataset(
     release = dataset if dataset in RELEASES else None
     for place in (find_data(dataset, data_root), find_data(dataset), Path(dataset)):
         if place is not None and place.is_dir():
-            return check_video_scores(load_dataset(place, release=release, **settings(dataset, profile, "data")))
+            data = check_video_scores(load_dataset(place, release=release, **settings(dataset, profile, "data")))
+            if data.protocol not in (None, *PROTOCOLS):
+                name, known = shown(data.protocol), ", ".join(PROTOCOLS)
+                raise DataError(f"{place / 'dataset.json'}: protocol {name} is unknown; write one of {known}")
+            return data
     raise DataError(f"data set {dataset!r}: no such folder in {data_root}, in $SELFDETR_DATA or as a path")
 
 
