@@ -11,12 +11,12 @@ __all__ = ['LARGEST_TEXT', 'DEEPEST', 'HALF', 'CONTROL', 'OUTSIDE', 'FULL', 'CLO
            'class_name', 'parse_instance', 'check_like', 'config_from', 'report_line', 'note', 'clean_instances',
            'usual_subsets', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'label_index', 'parse_entry',
            'read_database', 'read_annotations', 'check_setting', 'read_settings', 'all_settings', 'find_part',
-           'grid_for', 'check_archive', 'read_npy', 'read_npz', 'read_pt', 'reader_for', 'read_features',
-           'resize_features', 'FeatureFiles', 'drop_pages', 'in_blocks', 'check_features', 'check_channels', 'Video',
-           'Dataset', 'load_features', 'join_features', 'place_videos', 'check_splits', 'mean_and_deviation',
-           'standardise', 'without_classes', 'describe_videos', 'load_dataset', 'check', 'window_starts',
-           'window_targets', 'Batch', 'Windows', 'targets_in_turn', 'make_windows', 'training_windows', 'test_windows',
-           'end_of', 'windows_of']
+           'grid_for', 'check_archive', 'check_header', 'read_npy', 'read_npz', 'read_pt', 'reader_for',
+           'read_features', 'resize_features', 'FeatureFiles', 'drop_pages', 'in_blocks', 'check_features',
+           'check_channels', 'Video', 'Dataset', 'load_features', 'join_features', 'place_videos', 'check_splits',
+           'mean_and_deviation', 'standardise', 'without_classes', 'describe_videos', 'load_dataset', 'check',
+           'window_starts', 'window_targets', 'Batch', 'Windows', 'targets_in_turn', 'make_windows', 'training_windows',
+           'test_windows', 'end_of', 'windows_of']
 
 # %% ../nbs/01_data.ipynb #68c0735c
 import contextlib
@@ -755,8 +755,22 @@ def check_archive(path: Path) -> list[zipfile.ZipInfo]:
     return parts
 
 
+def check_header(path: Path) -> None:
+    "DataError for an .npy file of values without size, such as texts of no letters: mapping it ends the process."
+    with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            return  # no .npy file: `np.load` says what it is
+        file.seek(0)
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        kind = read(file)[2]
+    if not kind.itemsize:
+        raise DataError(f"{path}: holds values of the kind {kind.str}, which have no size; save numbers, with np.save")
+
+
 def read_npy(path: Path) -> np.ndarray:
     "The array of an .npy file, mapped."
+    check_header(path)
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: is a zip archive; name it .npz")

@@ -545,3 +545,13 @@ def test_nothing_is_unpickled_anywhere():
 def test_what_unpickles_would_be_found(tmp_path, text):
     (tmp_path / "a.py").write_text(text)
     assert list(unsafe(tmp_path / "a.py", package=True))
+
+
+@pytest.mark.parametrize("kind", ["<U0", "|S0", "|V0"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_values_without_size_do_not_end_the_process(tmp_path, kind, version):
+    "NumPy divides by the size when it maps a file: found by the fuzzer, as a process that was gone."
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': (3, 2), }}\n".encode()
+    length = len(text).to_bytes(2 if version == 1 else 4, "little")
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + text + bytes(64))
+    refused(lambda: data.read_features(tmp_path / "a.npy"), "have no size")
