@@ -230,7 +230,7 @@ def save_model(model: SelfDETR, folder: str | Path) -> Path:
     write_whole(folder / "config.json", json.dumps(asdict(model.config), indent=1) + "\n")
     return folder
 
-
+# %% ../nbs/05_model.ipynb #05d1b002
 OLD_NAMES: dict[str, dict[Any, str]] = {  # what stands in the files of earlier versions
     "encoder_attention": {"absolute": "standard"},
     "decoder_self_attention": {True: "standard", False: "none"},

@@ -453,7 +453,7 @@ def damaged(path: Path, error: Exception) -> DataError:
         f"{path}: not of a complete run of this version ({reason}); delete the folder to compute it again"
     )
 
-
+# %% ../nbs/16_study.ipynb #16d1b006
 @dataclass
 class Run:
     "A finished run."
@@ -504,7 +504,7 @@ def read_run(folder: str | Path) -> Run:
         raise damaged(folder / name, error) from None
     return Run(folder, spec, metrics, history, files)
 
-
+# %% ../nbs/16_study.ipynb #16d1b008
 def judge_detections(detections: pd.DataFrame, data: Dataset) -> Evaluation:
     "Detections of the test split, judged in the way that the data set asks for."
     if data.annotations is None or (data.protocol is None and data.video_scores is None):
@@ -770,7 +770,7 @@ def submit(jobs: Sequence[tuple], cluster: str, folder: Path, workers: int, devi
             found.append(f"job {job.job_id}: {error}\nlog: {job.paths.stderr}")
     return found
 
-
+# %% ../nbs/16_study.ipynb #16d1b002
 def sweep(runs_root: str | Path, days: float = 30, but: Collection[str] = ()) -> None:
     """Remove the work folders of finished runs, and those that nobody has touched for `days`; none of the runs `but`.
 
@@ -846,7 +846,7 @@ def run_all(
         raise RuntimeError("\n".join([first, *short, "", "\n\n".join(logs)]))
     return [read_run(Path(runs_root) / n) for n in names]
 
-
+# %% ../nbs/16_study.ipynb #16d1b004
 def runs(runs_root: str | Path = "runs") -> pd.DataFrame:
     "All finished runs of a cache, one row each; unreadable ones are listed with the reason."
     rows: list[dict[str, Any]] = []

@@ -148,7 +148,7 @@ def is_first() -> bool:
     "Whether this process is the one that writes: the first of several, or the only one."
     return process_count() == 1 or torch.distributed.get_rank() == 0
 
-
+# %% ../nbs/11_trainer.ipynb #11d1b004
 def make_optimizer(
     model: torch.nn.Module,
     config: TrainConfig,
@@ -312,7 +312,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
         raise ValueError(f"cannot be resumed from {'; nor from '.join(damaged)}. Delete it to start this run anew")
     return None
 
-
+# %% ../nbs/11_trainer.ipynb #11d1b002
 def split_state(state: dict, model: SelfDETR) -> dict[int, dict[str, torch.Tensor]]:
     "An optimiser's state of one vector, as that of every parameter."
     parameters, moments = list(model.parameters()), dict(state[0])
