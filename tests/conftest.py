@@ -1,6 +1,8 @@
 """What every test shares: no window system, one thread (timings and sums are the same everywhere), a tiny data set."""
 
+import gc
 import os
+import tracemalloc
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -52,3 +54,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def peak_bytes():
+    "A function that calls another and returns the most bytes held at once meanwhile, and the result."
+
+    def measure(work, times=2):
+        readings = []
+        for _ in range(times):  # the least of them: other threads of the process are counted too, but do not come again
+            gc.collect()
+            tracemalloc.start()
+            result = work()
+            readings.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        return min(readings), result
+
+    return measure

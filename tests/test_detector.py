@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,18 +167,18 @@ def test_the_model_stays_in_its_mode_and_gradients_stay_on(detector, files):
 
 
 @pytest.mark.parametrize("kind", ["path", "map", "parts"])
-def test_memory_does_not_grow_with_the_length(detector, tmp_path, kind):
-    sure, peaks = detector.using(min_score=0.999, window=256, batch=4), []
-    for steps in (6_000, 48_000):
-        path = tmp_path / "long.npy"
-        np.save(path, np.random.default_rng(0).standard_normal((steps, 8), dtype=np.float32))
+def test_memory_does_not_grow_with_the_length(detector, tmp_path, kind, peak_bytes):
+    sure, path = detector.using(min_score=0.999, window=256, batch=4), tmp_path / "long.npy"
+
+    def detect():
         on_disk = np.load(path, mmap_mode="r")
-        parts = (on_disk[i : i + 500] for i in range(0, steps, 500))
-        features = {"path": path, "map": on_disk, "parts": parts}[kind]
-        tracemalloc.start()
-        sure.detect(features)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        parts = (on_disk[i : i + 500] for i in range(0, len(on_disk), 500))
+        return sure.detect({"path": path, "map": on_disk, "parts": parts}[kind])
+
+    peaks = []
+    for steps in (6_000, 48_000):
+        np.save(path, np.random.default_rng(0).standard_normal((steps, 8), dtype=np.float32))
+        peaks.append(peak_bytes(detect)[0])
     assert peaks[1] < 1.5 * peaks[0] < path.stat().st_size
 
 
