@@ -269,8 +269,11 @@ PARAMETERS: dict[str, type] = {
 
 def check_parameters(
     names: Mapping[str, Any],  # the notebook's `globals()`, before it has defined anything else
-) -> None:
-    "A ValueError for a parameter of unknown name, of the wrong type or below 1; an OSError for a closed `out_dir`."
+) -> tuple[Path, dict[str, Any]]:  # the folder of the results; what `table` is to be told
+    """What the parameters of a notebook mean, once they are known to be good.
+
+    A ValueError for a parameter of unknown name, of the wrong type or below 1; an OSError for a closed `out_dir`.
+    """
     kinds = (str, int, float, list, dict, tuple, type(None))
     plain = {n: v for n, v in names.items() if isinstance(v, kinds) and not n.startswith("_")}
     given: dict[str, Any] = {n: v for n, v in plain.items() if n not in ("In", "Out")}  # IPython's own
@@ -284,6 +287,9 @@ def check_parameters(
             wanted = "a whole number from 1" if kind is int else "text"
             raise ValueError(f"parameter {name} is {value!r}; give {wanted}")
     check_writable(names["out_dir"])
+    options = {name: names[name] for name in PARAMETERS if name not in ("seeds", "out_dir")}
+    options["data_root"] = options["data_root"] or "data"
+    return Path(names["out_dir"]) / f"{Path(names['dataset']).name}-{names['profile']}", options
 
 # %% ../nbs/16_study.ipynb #c2cd80e8
 def tree_text(node: Any) -> str:
