@@ -986,8 +986,10 @@ class Dataset(VideoSet):
         for video in self.videos:
             digest.update(repr((video.name, video.split, float(video.duration), video.steps)).encode())
             digest.update(np.array([video.grid.fps, video.grid.stride, video.grid.snippet], dtype="<f8").tobytes())
-            for part, kind in ((video.segments, "<f8"), (video.labels, "<i8"), (self.features(video.name), "<f4")):
-                digest.update(np.ascontiguousarray(part, dtype=kind).tobytes())
+            digest.update(np.ascontiguousarray(video.segments, dtype="<f8").tobytes())
+            digest.update(np.ascontiguousarray(video.labels, dtype="<i8").tobytes())
+            for block in in_blocks(self.features(video.name)):
+                digest.update(np.ascontiguousarray(block, dtype="<f4").tobytes())
         if self.protocol is not None:
             digest.update(self.protocol.encode())
         if self.video_scores is not None:

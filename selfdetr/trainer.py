@@ -29,7 +29,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from tqdm import tqdm
 
-from .data import Windows, write_whole
+from .data import DataError, Windows, write_whole
 from .denoising import DenoisingCriterion
 from .diversity import diversity_loss
 from .feedback import FeedbackConfig, feedback_loss
@@ -346,7 +346,7 @@ def save_state(path: Path, model: SelfDETR, optimizer: torch.optim.Optimizer, hi
 
 
 def load_state(path: Path, model: SelfDETR, optimizer: torch.optim.Optimizer) -> list[dict]:
-    "Restore the last state, if there is one, into model and optimiser; returns the history. ValueError if none fits."
+    "Restore the last state, if there is one, into model and optimiser; returns the history. DataError if none fits."
     state = read_state(path, next(model.parameters()).device)
     if state is None:
         return []
@@ -356,11 +356,11 @@ def load_state(path: Path, model: SelfDETR, optimizer: torch.optim.Optimizer) ->
         if optimizer.param_groups[0]["vector"]:
             moments = join_state(moments, model)
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        torch.set_rng_state(state["random"].cpu())
+        if state["cuda_random"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_random"].cpu())
     except Exception as error:
-        raise ValueError(f"{path}: of another model or optimiser ({error}); delete it to start this run anew") from None
-    torch.set_rng_state(state["random"].cpu())
-    if state["cuda_random"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_random"].cpu())
+        raise DataError(f"{path}: of another model or optimiser ({error}); delete it to start this run anew") from None
     return state["history"]
 
 # %% ../nbs/11_trainer.ipynb #f421a8f6

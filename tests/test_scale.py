@@ -159,3 +159,19 @@ def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
         taken.clear()
         diversity.collapse_report(SelfDETR(TINY), windows)
         assert max(taken) == {128: 16, 256: 16, 512: 4, 4096: 1}[length]
+
+
+def test_the_hash_of_a_mapped_recording_holds_a_block_of_it(tmp_path, peak_bytes):
+    folder = tmp_path / "data"
+    (folder / "features").mkdir(parents=True)
+    database = {}
+    for name, subset in (("a", "training"), ("b", "test")):
+        np.save(folder / "features" / f"{name}.npy", np.ones((40_000, 64), np.float16))
+        instances = [{"label": "x", "segment": [1, 2]}]
+        database[name] = {"subset": subset, "duration": 4000, "annotations": instances}
+    (folder / "annotations.json").write_text(json.dumps({"database": database}))
+    said = {"fps": 10, "stride": 1, "snippet": 1}
+    (folder / "dataset.json").write_text(json.dumps(said | {"in_memory": False}))
+    most, digest = peak_bytes(load_dataset(folder).hash)
+    assert most < 0.6 * (folder / "features" / "a.npy").stat().st_size
+    assert digest == load_dataset(folder, in_memory=True).hash()  # the same content
