@@ -13,9 +13,8 @@ __all__ = ['SEVERITIES', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV', 'SEGMEN
            'lost_instances', 'longer_window', 'check_windows', 'round_to_steps', 'instance_table', 'check_resolution',
            'Described', 'check_annotations', 'check_all_features', 'find_grids', 'check_use', 'spread', 'quantiles',
            'annotation_facts', 'window_facts', 'check_folder', 'find_columns', 'Segment', 'parse_seconds', 'parse_row',
-           'read_segments', 'draw_subsets', 'covered_seconds', 'length_from_features', 'agreed', 'duration_of',
-           'subsets_of', 'target', 'Imported', 'import_segments', 'make_parser', 'make_import_parser', 'check_command',
-           'import_command', 'main']
+           'read_rows', 'read_segments', 'draw_subsets', 'agreed', 'subsets_of', 'length_from_features', 'duration_of',
+           'Imported', 'import_segments', 'add_check', 'add_import', 'check_command', 'import_command', 'main']
 
 # %% ../nbs/17_check.ipynb #1e9beb87
 import argparse
@@ -55,6 +54,7 @@ from selfdetr.data import (
     choose_subsets,
     class_name,
     clean_instances,
+    end_of,
     find_part,
     finite_number,
     grid_for,
@@ -1151,56 +1151,17 @@ def check_folder(
     return findings
 
 # %% ../nbs/17_check.ipynb #e747f9df
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "video": (
-        "video",
-        "video_id",
-        "videoid",
-        "video_name",
-        "vid",
-        "filename",
-        "file_name",
-        "file",
-        "recording",
-        "name",
-    ),
-    "start": (
-        "start",
-        "t_start",
-        "tstart",
-        "start_time",
-        "start_sec",
-        "start_seconds",
-        "start_timestamp",
-        "begin",
-        "begin_time",
-        "onset",
-        "from",
-        "start_frame",
-        "f_start",
-    ),
-    "end": (
-        "end",
-        "t_end",
-        "tend",
-        "end_time",
-        "end_sec",
-        "end_seconds",
-        "end_timestamp",
-        "stop",
-        "stop_time",
-        "offset",
-        "to",
-        "stop_frame",
-        "end_frame",
-        "f_end",
-    ),
-    "label": ("label", "label_name", "class", "class_name", "action", "action_class", "activity", "category", "event"),
-    "subset": ("subset", "split", "set"),
-    "duration": ("duration", "video_duration", "duration_seconds"),
+COLUMNS = {
+    "video": "video video_id videoid video_name vid filename file_name file recording name".split(),
+    "start": "start t_start tstart start_time start_sec start_seconds start_timestamp begin begin_time onset from "
+    "start_frame f_start".split(),
+    "end": "end t_end tend end_time end_sec end_seconds end_timestamp stop stop_time offset to stop_frame end_frame "
+    "f_end".split(),
+    "label": "label label_name class class_name action action_class activity category event".split(),
+    "subset": "subset split set".split(),
+    "duration": "duration video_duration duration_seconds".split(),
 }
 NEEDED = ("video", "start", "end", "label")
-MEDIA = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".wav", ".csv", *(f".{kind}" for kind in READERS))
 
 
 def find_columns(
@@ -1209,31 +1170,26 @@ def find_columns(
     where: str,
 ) -> dict[str, int]:  # "video", "start", ... -> position
     "Which column is which. `DataError` for one that is missing or there twice."
-    plain = [re.sub(r"\W+", "_", name.strip().casefold().split("(")[0].strip()) for name in header]
+    plain = [re.sub(r"\W+", "_", name.split("(")[0].strip().casefold()) for name in header]
     roles: dict[str, int] = {}
     for role, names in COLUMNS.items():
         given = columns.get(role)
-        places = (
-            [i for i, name in enumerate(header) if name.strip() == given]
-            if given
-            else [i for i, name in enumerate(plain) if name in names]
-        )
-        if len(places) > 1:
-            two = " and ".join(shown(header[i]) for i in places)
-            raise DataError(
-                f"{where}: columns {two} may both be the {role}; say which it is: columns={{{role!r}: ...}} "
-                f"(--column {role}=...)"
-            )
-        if not places and (given or role in NEEDED):
+        found = [i for i, name in enumerate(header) if (name.strip() == given if given else plain[i] in names)]
+        say = f"say which it is: columns={{{role!r}: ...}} (--column {role}=...)"
+        if len(found) > 1:
+            two = " and ".join(shown(header[i]) for i in found)
+            raise DataError(f"{where}: columns {two} may both be the {role}; {say}")
+        if found:
+            roles[role] = found[0]
+        elif given or role in NEEDED:
             what = f"no column {given!r}" if given else f"no column for the {role}"
-            raise DataError(
-                f"{where}: there is {what} (found: {shorten(header, 20)}); name it {role}, or say which it is: "
-                f"columns={{{role!r}: ...}} (--column {role}=...)"
-            )
-        roles |= {role: places[0]} if places else {}
+            raise DataError(f"{where}: there is {what} (found: {shorten(header, 20)}); name it {role}, or {say}")
     return roles
 
 # %% ../nbs/17_check.ipynb #26ec45e9
+MEDIA = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".wav", ".csv", *(f".{kind}" for kind in READERS))
+
+
 class Segment(NamedTuple):
     "One row of a table of segments."
 
@@ -1251,7 +1207,7 @@ def parse_seconds(text: str, what: str) -> float:
     except (ValueError, OverflowError):
         raise DataError(f"{what} is {shown(text)}; write a number, with a point, or h:m:s") from None
 
-
+# %% ../nbs/17_check.ipynb #5b1d07c2
 def parse_row(
     cells: Sequence[str],
     columns: Mapping[str, int],  # as `find_columns` found them
@@ -1260,55 +1216,55 @@ def parse_row(
 ) -> Segment:
     "One row. `DataError` without the place, which the caller knows."
     values = {role: cells[i].strip() for role, i in columns.items()}
-    video = values["video"].replace("\\", "/").rsplit("/", 1)[-1]
-    video = video[: -len(Path(video).suffix)] if Path(video).suffix.lower() in MEDIA else video
-    if not video:
-        raise DataError("has no video; write its name")
-    video_name(video, "")
-    if "subset" in values and not values["subset"]:
-        raise DataError("has no subset; write one, such as training")
-    class_name(values.get("subset", "none"), "", "subset")
+    path = Path(values["video"].replace("\\", "/"))
+    video = video_name(path.stem if path.suffix.lower() in MEDIA else path.name, "")
+    subset = class_name(values["subset"], "", "subset") if "subset" in values else None
     duration = parse_seconds(values["duration"], "duration") if values.get("duration") else None
     item = None
     if any(values[role] for role in ("start", "end", "label")):
         times = [parse_seconds(values[role], role) / (fps or 1.0) for role in ("start", "end")]
         item = {"label": values["label"], "segment": [round(time, 6) for time in times]}
         parse_instance(item, "")
-    return Segment(line, video, item, values.get("subset"), duration)
+    return Segment(line, video, item, subset, duration)
+
+# %% ../nbs/17_check.ipynb #5e80b9f4
+def read_rows(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]]:  # the header; line, cells of each row
+    "A table of text. `DataError` names the file and the mend."
+    text = read_text(path)
+    delimiter = max("\t;,", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        header = next(reader, [])
+        rows = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise DataError(f"{path}: is no table of text ({error}); save it as CSV in UTF-8") from None
+    if not rows:
+        raise DataError(f"{path}: has no rows; write one segment a line")
+    return header, rows
 
 # %% ../nbs/17_check.ipynb #45bd899d
 def read_segments(
     path: str | Path,  # CSV or TSV with a header
     fps: float | None = None,  # frames a second, where times are frames
-    columns: Mapping[str, str]
-    | None = None,  # the file's column for "video", "start", ..., where it is not a common name
+    columns: Mapping[str, str] | None = None,  # the file's column for "video", ..., where it is not a common name
 ) -> list[Segment]:
     "The rows of a table of segments. `DataError` names the file, the lines and the mend."
-    file = io.StringIO(read_text(path), newline="")
-    try:
-        text = file.readline()
-        delimiter = max("\t;,", key=text.count)
-        header = next(csv.reader([text], delimiter=delimiter), [])
-        reader = csv.reader(file, delimiter=delimiter)
-        rows = [(reader.line_num + 1, cells) for cells in reader if any(map(str.strip, cells))]
-    except csv.Error as error:
-        raise DataError(f"{path}: is no table of text ({error}); save it as CSV in UTF-8") from None
+    header, rows = read_rows(path)
     roles = find_columns(header, columns or {}, str(path))
-    if fps is None and any(header[roles[role]].casefold().find("frame") >= 0 for role in ("start", "end")):
+    if fps is None and any("frame" in header[roles[role]].casefold() for role in ("start", "end")):
         raise DataError(f"{path}: {shown(header[roles['start']])} holds frames; give their rate: fps=... (--fps ...)")
-    segments, refused = [], []
+    segments, refused = [], {}
     for line, cells in rows:
         try:
             if len(cells) != len(header):
-                raise DataError(f"has {len(cells)} cells instead of {len(header)}; quote what contains a {delimiter!r}")
+                raise DataError(f"has {len(cells)} cells instead of {len(header)}; quote what contains a delimiter")
             segments.append(parse_row(cells, roles, fps, line))
         except DataError as error:
-            refused.append((line, str(error).removeprefix(": ")))
+            refused[line] = str(error).removeprefix(": ")
     if refused:
-        more = f" (also to correct: line {shorten([str(line) for line, _ in refused[1:]], 10)})" if refused[1:] else ""
-        raise DataError(f"{path}, line {refused[0][0]}: {refused[0][1]}{more}")
-    if not segments:
-        raise DataError(f"{path}: has no rows; write one segment a line")
+        first, *others = refused
+        more = f" (also to correct: line {shorten(list(map(str, others)), 10)})" if others else ""
+        raise DataError(f"{path}, line {first}: {refused[first]}{more}")
     return segments
 
 # %% ../nbs/17_check.ipynb #e35ddf32
@@ -1318,23 +1274,7 @@ def draw_subsets(videos: Sequence[str], share: float, seed: int) -> dict[str, st
     tests = set(ranked[: min(len(videos) - 1, max(1, round(share * len(videos))))])
     return {video: "test" if video in tests else "training" for video in videos}
 
-# %% ../nbs/17_check.ipynb #f1ad14b6
-def covered_seconds(steps: int, grid: TimeGrid) -> float:
-    "How long a recording is, from the number of its feature steps."
-    return max(grid.to_seconds(steps - 1) + 0.5 * grid.snippet / grid.fps, grid.to_seconds(steps - 0.5))
-
-
-def length_from_features(video: str, place: Places, settings: Mapping[str, Any], fps: float | None) -> float | None:
-    "Seconds that the features of a video cover; None without features or a known time grid."
-    if not place.files.path(video).exists() or settings.get("resize"):
-        return None
-    try:
-        grid = grid_for(AnnotatedVideo(video, "", 0.0, fps, np.zeros((0, 2)), np.zeros(0)), settings, {}, place.folder)
-    except DataError:
-        return None
-    return covered_seconds(len(read_features(place.files.path(video), place.files.channels_first)), grid)
-
-
+# %% ../nbs/17_check.ipynb #6a01d83f
 def agreed(segments: Sequence[Segment], name: str, path: str | Path) -> Any:
     "What the rows of one video say about it; `DataError` where they contradict one another."
     said = {getattr(segment, name): segment.line for segment in segments if getattr(segment, name) is not None}
@@ -1347,32 +1287,6 @@ def agreed(segments: Sequence[Segment], name: str, path: str | Path) -> Any:
     return next(iter(said), None)
 
 
-LAST, FEATURES = "the last segment", "the features"
-
-
-def duration_of(
-    segments: Sequence[Segment],  # of one video
-    path: str | Path,  # the table, for messages
-    place: Places,
-    settings: Mapping[str, Any],
-    fps: float | None,
-) -> tuple[float, str]:  # seconds, and where they are from
-    "How long a recording is: by the table, by its features, or at least."
-    stated = agreed(segments, "duration", path)
-    if stated is not None:
-        return stated, "the table"
-    covered = length_from_features(segments[0].video, place, settings, fps)
-    if covered is not None:
-        return covered, FEATURES
-    ends = [segment.item["segment"][1] for segment in segments if segment.item is not None]
-    if not ends:
-        raise DataError(
-            f"{path}, line {segments[0].line}: video {shown(segments[0].video)} has no segment, no duration and no "
-            "features; write its duration"
-        )
-    return max(ends), LAST
-
-
 def subsets_of(
     rows: Mapping[str, list[Segment]],  # by video
     path: str | Path,  # the table, for messages
@@ -1380,30 +1294,50 @@ def subsets_of(
     seed: int,
 ) -> tuple[dict[str, str], str]:  # video -> subset; one line about it
     "The subsets of the table, or drawn ones."
-    stated = {video: agreed(mine, "subset", path) for video, mine in rows.items()}
-    if None not in stated.values():
+    subsets, drawn = {video: agreed(mine, "subset", path) for video, mine in rows.items()}, ""
+    share = 0.2 if test_share is None else test_share
+    if None not in subsets.values():
         if test_share is not None:
             raise DataError(f"{path}: has a column of subsets; leave test_share out, or the column")
-        subsets, drawn = stated, ""
+    elif not 0 < share < 1 or len(rows) < 2:
+        what = f"{len(rows)} videos cannot be split with test_share {share:g}"
+        raise DataError(f"{path}: {what}; give a share between 0 and 1, and two videos or more")
     else:
-        share = 0.2 if test_share is None else test_share
-        if not 0 < share < 1 or len(rows) < 2:
-            raise DataError(
-                f"{path}: {len(rows)} videos cannot be split with test_share {share:g}; "
-                "give a share between 0 and 1, and two videos or more"
-            )
         subsets, drawn = draw_subsets(list(rows), share, seed), f" (drawn, {share:g} for testing, seed {seed})"
     counts = ", ".join(f"{subset} {n}" for subset, n in Counter(subsets.values()).items())
     return subsets, f"subsets: {counts}{drawn}"
 
+# %% ../nbs/17_check.ipynb #f1ad14b6
+LAST, FEATURES = "the last segment", "the features"
 
-def target(folder: Path, force: bool) -> tuple[Places, dict[str, Any]]:
-    "Where to write, and the settings there; `DataError` where that would replace something."
-    settings = all_settings(folder) if folder.is_dir() else dict(DEFAULTS)
-    place = places(folder, settings)
-    if place.annotations.exists() and not force:
-        raise DataError(f"{place.annotations}: exists; choose another folder, or force=True (--force) to replace it")
-    return place, settings
+
+def length_from_features(video: str, place: Places, settings: Mapping[str, Any], fps: float | None) -> float | None:
+    "Seconds that the features of a video cover; None without features or a known time grid."
+    if not place.files.path(video).exists() or settings.get("resize"):
+        return None
+    try:
+        grid = grid_for(AnnotatedVideo(video, "", 0.0, fps, np.zeros((0, 2)), np.zeros(0)), settings, {}, place.folder)
+    except DataError:
+        return None
+    return end_of(grid, len(read_features(place.files.path(video), place.files.channels_first)))
+
+
+def duration_of(
+    segments: Sequence[Segment],  # of one video
+    path: str | Path,  # the table, for messages
+    covered: float | None,  # seconds that its features cover
+) -> tuple[float, str]:  # seconds, and where they are from
+    "How long a recording is: by the table, by its features, or at least."
+    stated = agreed(segments, "duration", path)
+    ends = [segment.item["segment"][1] for segment in segments if segment.item is not None]
+    if stated is not None:
+        return stated, "the table"
+    if covered is not None:
+        return covered, FEATURES
+    if ends:
+        return max(ends), LAST
+    what = f"video {shown(segments[0].video)} has no segment, no duration and no features"
+    raise DataError(f"{path}, line {segments[0].line}: {what}; write its duration")
 
 # %% ../nbs/17_check.ipynb #362a3cf4
 class Imported(NamedTuple):
@@ -1425,8 +1359,7 @@ def import_segments(
     fps: float | None = None,  # frames a second, where times are frames; None: times are seconds
     test_share: float | None = None,  # of the videos, where there is no column of subsets; None: 0.2
     seed: int = 0,  # of that draw
-    columns: Mapping[str, str]
-    | None = None,  # the file's column for "video", "start", ..., where it is not a common name
+    columns: Mapping[str, str] | None = None,  # the file's column for "video", ..., where it is not a common name
     force: bool = False,  # replace an annotation file that exists
 ) -> Imported:
     """Write the annotation file of a data set from a table of segments.
@@ -1434,17 +1367,19 @@ def import_segments(
     `DataError` names the file, the line and the mend; nothing is written then, nor where an annotation file exists.
     """
     folder = Path(folder)
-    place, settings = target(folder, force)
+    settings = all_settings(folder) if folder.is_dir() else DEFAULTS
+    place = places(folder, settings)
+    if place.annotations.exists() and not force:
+        raise DataError(f"{place.annotations}: exists; choose another folder, or force=True (--force) to replace it")
     rows: dict[str, list[Segment]] = {}
     for segment in read_segments(csv_path, fps, columns):
         rows.setdefault(segment.video, []).append(segment)
     subsets, how = subsets_of(rows, csv_path, test_share, seed)
-    sources: Counter[str] = Counter()
-    database: dict[str, dict[str, Any]] = {}
+    database, sources = dict[str, dict[str, Any]](), Counter[str]()
     for video, mine in rows.items():
-        items = [segment.item for segment in mine if segment.item is not None]
-        duration, source = duration_of(mine, csv_path, place, settings, fps)
+        duration, source = duration_of(mine, csv_path, length_from_features(video, place, settings, fps))
         sources[source] += 1
+        items = [segment.item for segment in mine if segment.item is not None]
         rate = {} if fps is None else {"fps": fps}
         database[video] = {"subset": subsets[video], "duration": duration, **rate, "annotations": items}
         parse_entry(database[video], f"{csv_path}, line {mine[0].line}: video {video!r}")
@@ -1457,52 +1392,32 @@ def import_segments(
     return Imported(place.annotations, len(rows), sum(len(e["annotations"]) for e in database.values()), notes)
 
 # %% ../nbs/17_check.ipynb #318b8fa2
-def make_parser() -> argparse.ArgumentParser:
-    "The arguments of `selfdetr-data`."
-    parser = argparse.ArgumentParser(
-        prog="selfdetr-data", description="Check a data set before training; import segments."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser(
-        "check",
-        help="list all that is wrong with a folder, and what would be used",
-        epilog="exit status: 0 a training can start, perhaps with warnings; 2 it cannot, or the folder cannot be read",
-    )
+def add_check(commands: Any) -> None:
+    "The arguments of `selfdetr-data check`: those of `check_folder`."
+    what = "list all that is wrong with a folder, and what would be used"
+    ends = "exit status: 0 a training can start, perhaps with warnings; 2 it cannot, or the folder cannot be read"
+    check = commands.add_parser("check", help=what, epilog=ends)
     check.add_argument("folder", help="holds annotations.json, features/ and perhaps dataset.json")
     check.add_argument("--window", type=int, default=128, help="steps of a window (128)")
     check.add_argument("--overlap", type=float, default=0.75, help="of training windows (0.75)")
     check.add_argument("--keep", type=float, default=0.75, help="share of an instance that must be in a window (0.75)")
     check.add_argument("--release", choices=list(RELEASES), help="what the folder does not say itself")
-    check.add_argument("--json", metavar="FILE", help="write everything as JSON")
-    check.add_argument("--markdown", metavar="FILE", help="write everything as Markdown")
-    what = check.add_argument_group("instead of what dataset.json says")
+    check.add_argument("--json", metavar="FILE", dest="as_json", help="write everything as JSON")
+    check.add_argument("--markdown", metavar="FILE", dest="as_markdown", help="write everything as Markdown")
+    said = check.add_argument_group("instead of what dataset.json says")
     for split in ("train", "test"):
-        what.add_argument(f"--{split}", nargs="+", metavar="SUBSET", help=f"subsets to {split} on")
-    for name, kind in (
-        ("fps", float),
-        ("stride", float),
-        ("snippet", float),
-        ("min-seconds", float),
-        ("resize", int),
-        ("annotations", str),
-        ("features", str),
-        ("prefix", str),
-        ("video-scores", str),
-    ):
-        what.add_argument(f"--{name}", type=kind, metavar=name.split("-")[-1].upper())
-    what.add_argument("--feature-format", choices=list(READERS))
-    what.add_argument("--channels-first", action="store_const", const=True, help="files hold (channels, steps)")
-    make_import_parser(commands)
-    return parser
+        said.add_argument(f"--{split}", nargs="+", metavar="SUBSET", help=f"subsets to {split} on")
+    for name, kind in SETTINGS.items():
+        if kind in (str, int, (int, float)):
+            choices = list(READERS) if name == "feature_format" else None
+            said.add_argument(f"--{name.replace('_', '-')}", type=kind if callable(kind) else float, choices=choices)
+    said.add_argument("--channels-first", action="store_const", const=True, help="files hold (channels, steps)")
 
-
-def make_import_parser(commands: Any) -> None:
-    "The arguments of `selfdetr-data import`."
-    more = commands.add_parser(
-        "import",
-        help="write annotations.json from a table of segments",
-        epilog="exit status: 0 written; 2 the table cannot be used, and nothing is written",
-    )
+# %% ../nbs/17_check.ipynb #03d5e8a4
+def add_import(commands: Any) -> None:
+    "The arguments of `selfdetr-data import`: those of `import_segments`."
+    ends = "exit status: 0 written; 2 the table cannot be used, and nothing is written"
+    more = commands.add_parser("import", help="write annotations.json from a table of segments", epilog=ends)
     more.add_argument("table", help="CSV or TSV with the columns video, start, end, label; perhaps subset, duration")
     more.add_argument("folder", help="of the data set; made if need be")
     more.add_argument("--fps", type=float, help="times are frames at this rate")
@@ -1511,56 +1426,38 @@ def make_import_parser(commands: Any) -> None:
     more.add_argument("--column", action="append", default=[], metavar="WHAT=NAME", help="such as label=verb")
     more.add_argument("--force", action="store_true", help="replace an annotation file that exists")
 
-
-def check_command(options: argparse.Namespace) -> int:
-    "`selfdetr-data check`: print the findings, write what was asked for; 2 when there are errors."
-    named = (
-        "fps",
-        "stride",
-        "snippet",
-        "min_seconds",
-        "resize",
-        "annotations",
-        "features",
-        "prefix",
-        "video_scores",
-        "feature_format",
-        "channels_first",
-        "window",
-        "overlap",
-        "keep",
-        "release",
-        "train",
-        "test",
-    )
-    findings = check_folder(options.folder, **{name: getattr(options, name) for name in named})
+# %% ../nbs/17_check.ipynb #7f3ab0d9
+def check_command(folder: str, as_json: str | None, as_markdown: str | None, **options: Any) -> None:
+    "`selfdetr-data check`: print the findings, write what was asked for; `DataError` when there are errors."
+    findings = check_folder(folder, **options)
     print(findings)
-    text = json.dumps(findings.to_dict(), indent=1, ensure_ascii=False) + "\n"
-    for path, content in ((options.json, text), (options.markdown, findings.markdown())):
-        if path:
-            write_whole(path, content)
+    if as_json:
+        write_whole(as_json, json.dumps(findings.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    if as_markdown:
+        write_whole(as_markdown, findings.markdown())
     if not findings.ok:
         raise DataError(f"{summary_line(findings)}; mend the errors above")
-    return 0
 
 
-def import_command(options: argparse.Namespace) -> int:
+def import_command(table: str, folder: str, column: Sequence[str], **options: Any) -> None:
     "`selfdetr-data import`: write the annotation file and say what was assumed."
-    wrong = [pair for pair in options.column if pair.partition("=")[0] not in COLUMNS or not pair.partition("=")[2]]
-    if wrong:
-        raise DataError(f"--column {wrong[0]}; write WHAT=NAME, with one of {', '.join(COLUMNS)}")
-    columns = dict(pair.split("=", 1) for pair in options.column)
-    more = dict(fps=options.fps, test_share=options.test_share, seed=options.seed, columns=columns, force=options.force)
-    print(import_segments(options.table, options.folder, **more))
-    return 0
+    columns = {role: name for role, _, name in (pair.partition("=") for pair in column)}
+    if not all(columns.values()) or not columns.keys() <= COLUMNS.keys():
+        raise DataError(f"--column {' '.join(column)}; write WHAT=NAME, with one of {', '.join(COLUMNS)}")
+    print(import_segments(table, folder, columns=columns, **options))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     "`selfdetr-data`; exit status 2 and one line for data that cannot be used."
-    options = make_parser().parse_args(arguments)
+    parser = argparse.ArgumentParser("selfdetr-data", description="Check a data set before training; import segments.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_check(commands)
+    add_import(commands)
+    options = vars(parser.parse_args(arguments))
     try:
-        return {"check": check_command, "import": import_command}[options.command](options)
+        {"check": check_command, "import": import_command}[options.pop("command")](**options)
     except (DataError, OSError) as error:
         sys.stdout.flush()
         print(f"selfdetr-data: error: {error}", file=sys.stderr)
         return 2
+    return 0

@@ -706,13 +706,13 @@ def test_durations_from_features_make_a_folder_that_loads(folder):
         ("video,start,end,label", [("a", "one", 3, "x")], ["line 2", "start is 'one'", "h:m:s"]),
         ("video,start,end,label", [("a", "nan", 3, "x")], ["line 2", "start is nan", "finite"]),
         ("video,start,end,label", [("a", 1, 3, "")], ["line 2", "no label"]),
-        ("video,start,end,label", [("", 1, 3, "x")], ["line 2", "no video"]),
+        ("video,start,end,label", [("", 1, 3, "x")], ["line 2", "no name"]),
         (
             "video,start,end,label,subset",
             [("a", 1, 3, "x", "train"), ("a", 4, 5, "x", "test")],
             ["line 3", "'a'", "'test'", "'train' ", "line 2"][:3] + ["write the same"],
         ),
-        ("video,start,end,label,subset", [("a", 1, 3, "x", "")], ["line 2", "no subset"]),
+        ("video,start,end,label,subset", [("a", 1, 3, "x", "")], ["line 2", "subset is ''"]),
         (
             "video,start,end,label,duration",
             [("a", 1, 3, "x", 9), ("a", 4, 5, "x", 8), ("b", 1, 2, "x", 9)],
