@@ -507,7 +507,7 @@ def test_groups_are_short_and_the_table_is_complete(folder):
 def test_severities_come_in_order_and_pipes_do_not_break_tables():
     findings = Findings("x")
     for severity in ("note", "error", "warning"):
-        findings.add(severity, severity, "a|b", "what", "mend")
+        findings.add(severity, "a|b", "what", severity=severity, mend="mend")
     assert findings.table.severity.tolist() == ["error", "warning", "note"]
     assert all(
         line.replace("\\|", "").count("|") == 5 for line in findings.markdown().splitlines() if line.startswith("|")
