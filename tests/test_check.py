@@ -201,9 +201,9 @@ def rename(folder, change):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda p: p.with_name(f"v_{p.name}"), ["v_a.npy", "'v_'", '"prefix": "v_"']),
+        (lambda p: p.with_name(f"v_{p.name}"), ["v_a.npy", '"prefix": "v_"']),
         (lambda p: p.with_name(p.name.replace(".npy", "_rgb.npy")), ["a_rgb.npy", "'_rgb'", "files' names"]),
-        (lambda p: p.with_suffix(".npz"), ["a.npz", "ending .npz", '"feature_format": "npz"']),
+        (lambda p: p.with_suffix(".npz"), ["a.npz", '"feature_format": "npz"']),
         (lambda p: p.with_suffix(".pt"), ["a.pt", '"feature_format": "pt"']),
         (lambda p: p.with_suffix(".pkl"), ["a.pkl", "numpy.save"]),
         (lambda p: p.with_name(p.name.upper()), ["A.NPY", "case"]),
@@ -296,9 +296,9 @@ def test_what_lies_beside_a_missing_annotation_file(folder):
     (folder / "readme.txt").write_text("not a table of segments\n")
     findings = check_folder(folder)
     items = {finding.item: finding for finding in findings.found if finding.kind == "annotations elsewhere"}
-    assert set(items) == {"annotations/thumos14.json", "annotations", "segments.tsv"}
+    assert set(items) == {"annotations/thumos14.json", "annotations/BasketballDunk_val.txt", "segments.tsv"}
     assert '"annotations": "annotations/thumos14.json"' in items["annotations/thumos14.json"].mend
-    assert "BasketballDunk_val.txt" in items["annotations"].what and "import segments.tsv" in items["segments.tsv"].mend
+    assert "import segments.tsv" in items["segments.tsv"].mend
     assert check_folder(folder, annotations="annotations/thumos14.json").ok
 
 
@@ -396,19 +396,24 @@ def test_transposed_files_are_one_error_with_one_mend(folder):
     assert '"channels_first": false' in of(check_folder(folder, channels_first=True), "channels first").mend
 
 
+def lengths(durations, steps, *grid):
+    "The findings on recordings of these durations, with so many steps each."
+    found, path = Findings("x"), data.Path("x.npy")
+    rows = zip(durations, steps)
+    check.check_lengths({s: check.Recording(path, int(n), 8, s, TimeGrid(*grid)) for s, n in rows}, found, "features")
+    return found
+
+
 @pytest.mark.parametrize("fps, stride, snippet", [(29.97, 4, 16), (25, 8, 16), (10, 1, 1), (30, 16, 16)])
 @pytest.mark.parametrize("how", ["whole snippets", "padded", "rounded"])
 def test_usual_extractions_have_the_right_length(fps, stride, snippet, how):
-    grid, found = TimeGrid(fps, stride, snippet), Findings("x")
-    durations = {str(i): 7.0 + 13.7 * i for i in range(12)}
+    durations = [7.0 + 13.7 * i for i in range(12)]
     count = {
         "whole snippets": lambda n: (n - snippet) // stride + 1,
         "padded": lambda n: -(-n // stride),
         "rounded": lambda n: round(n / stride),
     }[how]
-    shapes = {name: (int(count(int(seconds * fps))), 8) for name, seconds in durations.items()}
-    check.check_lengths(shapes, durations, dict.fromkeys(shapes, grid), found)
-    assert not found.found
+    assert not lengths(durations, [count(int(s * fps)) for s in durations], fps, stride, snippet).found
 
 
 @pytest.mark.parametrize(
@@ -416,11 +421,8 @@ def test_usual_extractions_have_the_right_length(fps, stride, snippet, how):
     [((30, 4, 16), (30, 8, 16)), ((30, 16, 16), (30, 4, 16)), ((25, 4, 16), (30, 4, 16)), ((60, 5, 5), (30, 5, 5))],
 )
 def test_the_stride_or_rate_that_would_fit_is_named(wrong, right):
-    durations = {str(i): 40.0 + 33.3 * i for i in range(12)}
-    shapes = {name: (int(seconds * right[0] / right[1]), 8) for name, seconds in durations.items()}
-    found = Findings("x")
-    check.check_lengths(shapes, durations, dict.fromkeys(shapes, TimeGrid(*wrong)), found)
-    finding = of(found, "time grid")
+    durations = [40.0 + 33.3 * i for i in range(12)]
+    finding = of(lengths(durations, [s * right[0] / right[1] for s in durations], *wrong), "time grid")
     expected = f"fps {right[0]} instead" if wrong[0] != right[0] else f"stride {right[1]} instead"
     assert expected in finding.mend and finding.severity == ("warning" if wrong[0] == 25 else "error")
 
