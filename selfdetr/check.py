@@ -12,7 +12,7 @@ __all__ = ['SEVERITIES', 'KINDS', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV'
            'fitting_grid', 'check_lengths', 'spread', 'quantiles', 'grid_facts', 'cut_windows', 'longer_window',
            'check_windows', 'round_to_steps', 'instance_table', 'check_resolution', 'Described', 'check_annotations',
            'check_all_features', 'check_use', 'annotation_facts', 'check_folder', 'find_columns', 'Segment',
-           'parse_seconds', 'parse_row', 'read_rows', 'read_segments', 'draw_subsets', 'agreed', 'subsets_of',
+           'parse_seconds', 'parse_row', 'read_rows', 'read_segments', 'draw_subsets', 'join_rows', 'subsets_of',
            'length_from_features', 'duration_of', 'Imported', 'import_segments', 'add_check', 'add_import',
            'check_command', 'import_command', 'main']
 
@@ -319,7 +319,7 @@ KINDS |= {
     "instance ignored": ("note", "{} has an ignored label, and is dropped", "nothing, unless ignore_labels is wrong"),
     "instance short": ("note", "{} is under min_seconds, and is dropped", "nothing, unless min_seconds is wrong")}
 
-
+# %% ../nbs/17_check.ipynb #22b0c7f9
 def readable_instances(name: str, entry: Entry, findings: Findings) -> Entry:
     "The entry with those of its annotations that can be read."
     usable = []
@@ -330,7 +330,7 @@ def readable_instances(name: str, entry: Entry, findings: Findings) -> Entry:
             usable.append(item)
     return entry._replace(annotations=usable)
 
-
+# %% ../nbs/17_check.ipynb #c940ab65
 def used_instances(
     name: str, entry: Entry, settings: Mapping[str, Any], findings: Findings
 ) -> list[tuple[float, float, str]]:  # start, end (seconds), label
@@ -420,7 +420,7 @@ KINDS |= {
         "warning", f"has no {split} instance: {cost}", "move a video with one there, or add it to ignore_labels")
     for split, cost in (("train", "it cannot be learned"), ("test", "it is not evaluated"))}
 
-
+# %% ../nbs/17_check.ipynb #6d2e95b3
 def check_labels(rows: pd.DataFrame, classes: Sequence[str] | None, findings: Findings, item: str) -> list[str]:
     """The classes, and labels that are none; the table of their instances by split.
 
@@ -442,7 +442,7 @@ def check_labels(rows: pd.DataFrame, classes: Sequence[str] | None, findings: Fi
     findings.classes = counts.rename_axis(index="class", columns=None)
     return names + unknown
 
-
+# %% ../nbs/17_check.ipynb #f31a08c7
 def check_counts(findings: Findings, item: str) -> None:
     "Classes, and whole splits, without an instance."
     for split, counts in findings.classes.items():
@@ -479,7 +479,7 @@ def guess_stems(names: Sequence[str], stems: Sequence[str], prefix: str) -> Iter
         else:
             yield {name: before + name for name in names}, f'write "prefix": "{before}" in {SETTINGS_FILE}'
 
-
+# %% ../nbs/17_check.ipynb #0da7b4e2
 def explain_names(names: Sequence[str], files: Sequence[Path], place: Places) -> dict[str, tuple[Path, str]]:
     "Of videos without a feature file and files without a video: name -> the file that is probably meant, the mend."
     stems, meant = {path.stem: path for path in files}, dict[str, tuple[Path, str]]()
@@ -586,7 +586,7 @@ def turned(recordings: Mapping[str, Recording]) -> bool:
     off = np.median([[abs(math.log(way.excess)) for way in (each, each.turned)] for each in known], axis=0)
     return bool(off[1] < off[0])
 
-
+# %% ../nbs/17_check.ipynb #5c64f1b8
 def check_channels_of(
     recordings: Mapping[str, Recording], dim: float | None, place: Places, findings: Findings
 ) -> dict[str, Recording]:  # transposed where a file seems to be
@@ -724,7 +724,7 @@ def instance_table(dataset: Dataset) -> pd.DataFrame:  # columns seconds, steps,
         parts.append(np.column_stack([np.diff(video.segments), np.diff(steps), iou]))
     return pd.DataFrame(np.concatenate(parts), columns=["seconds", "steps", "iou"])
 
-
+# %% ../nbs/17_check.ipynb #19ce4f70
 def check_resolution(instances: pd.DataFrame, findings: Findings) -> None:
     "How long instances are, and whether some are shorter than a step or two."
     one, two = (100 * (instances["steps"] < n - 1e-9).mean() for n in (1, 2))
@@ -749,7 +749,7 @@ class Described(NamedTuple):
     classes: list[str]
     feature: dict[str, Any]  # fps, stride, snippet, dim
 
-
+# %% ../nbs/17_check.ipynb #e0937d4a
 def check_annotations(
     place: Places, settings: Mapping[str, Any], given: Mapping[str, Any], findings: Findings
 ) -> Described:
@@ -925,7 +925,7 @@ class Segment(NamedTuple):
     subset: str | None
     duration: float | None
 
-
+# %% ../nbs/17_check.ipynb #3e71d06f
 def parse_seconds(text: str, what: str) -> float:
     "Seconds from a number or a clock time h:m:s."
     try:
@@ -974,18 +974,16 @@ def read_segments(
     roles = find_columns(header, columns or {}, str(path))
     if fps is None and any("frame" in header[roles[role]].casefold() for role in ("start", "end")):
         raise DataError(f"{path}: {shown(header[roles['start']])} holds frames; give their rate: fps=... (--fps ...)")
-    segments, refused = [], {}
+    segments, bad = [], Findings(str(path))
     for line, cells in rows:
-        try:
+        with bad.catch("row", str(line)):
             if len(cells) != len(header):
                 raise DataError(f"has {len(cells)} cells instead of {len(header)}; quote what contains a delimiter")
             segments.append(parse_row(cells, roles, fps, line))
-        except DataError as error:
-            refused[line] = str(error).removeprefix(": ")
-    if refused:
-        first, *others = refused
-        more = f" (also to correct: line {shorten(list(map(str, others)), 10)})" if others else ""
-        raise DataError(f"{path}, line {first}: {refused[first]}{more}")
+    if bad.found:
+        first, *others = bad.found
+        more = f" (also to correct: line {shorten([row.item for row in others], 10)})" if others else ""
+        raise DataError(f"{path}, line {first.item}: {first.what}; {first.mend}{more}")
     return segments
 
 # %% ../nbs/17_check.ipynb #e35ddf32
@@ -996,32 +994,32 @@ def draw_subsets(videos: Sequence[str], share: float, seed: int) -> dict[str, st
     return {video: "test" if video in tests else "training" for video in videos}
 
 # %% ../nbs/17_check.ipynb #6a01d83f
-def agreed(segments: Sequence[Segment], name: str, path: str | Path) -> Any:
-    "What the rows of one video say about it; `DataError` where they contradict one another."
-    said = {getattr(segment, name): segment.line for segment in segments if getattr(segment, name) is not None}
-    if len(said) > 1:
-        (first, line), (second, other) = list(said.items())[:2]
-        raise DataError(
-            f"{path}, line {other}: video {shown(segments[0].video)} has the {name} {shown(second)}, in line {line} it "
-            f"has {shown(first)}; write the same in all of its lines"
-        )
-    return next(iter(said), None)
+def join_rows(segments: Sequence[Segment], path: str | Path) -> dict[str, dict[str, Any]]:
+    "Video -> its annotations, its first line, and what else the table says. `DataError` for a contradiction."
+    videos: dict[str, dict[str, Any]] = {}
+    for row in segments:
+        mine = videos.setdefault(row.video, {"line": row.line, "annotations": []})
+        mine["annotations"] += [row.item] if row.item is not None else []
+        for name, value in (("subset", row.subset), ("duration", row.duration)):
+            if value is not None and mine.setdefault(name, value) != value:
+                what = f"video {shown(row.video)} has the {name} {shown(value)}, in a line above {shown(mine[name])}"
+                raise DataError(f"{path}, line {row.line}: {what}; write the same in all of its lines")
+    return videos
 
-
+# %% ../nbs/17_check.ipynb #d2f6730b
 def subsets_of(
-    rows: Mapping[str, list[Segment]], path: str | Path, test_share: float | None, seed: int
+    videos: Mapping[str, Mapping[str, Any]], path: str | Path, test_share: float | None, seed: int
 ) -> tuple[dict[str, str], str]:  # video -> subset; one line about it
     "The subsets of the table, or drawn ones."
-    subsets, drawn = {video: agreed(mine, "subset", path) for video, mine in rows.items()}, ""
-    share = 0.2 if test_share is None else test_share
-    if None not in subsets.values():
-        if test_share is not None:
-            raise DataError(f"{path}: has a column of subsets; leave test_share out, or the column")
-    elif not 0 < share < 1 or len(rows) < 2:
-        what = f"{len(rows)} videos cannot be split with test_share {share:g}"
-        raise DataError(f"{path}: {what}; give a share between 0 and 1, and two videos or more")
-    else:
-        subsets, drawn = draw_subsets(list(rows), share, seed), f" (drawn, {share:g} for testing, seed {seed})"
+    subsets = {video: mine["subset"] for video, mine in videos.items() if "subset" in mine}
+    share, drawn = 0.2 if test_share is None else test_share, ""
+    if subsets and test_share is not None:
+        raise DataError(f"{path}: has a column of subsets; leave test_share out, or the column")
+    if not subsets:
+        if not 0 < share < 1 or len(videos) < 2:
+            what = f"{len(videos)} videos cannot be split with test_share {share:g}"
+            raise DataError(f"{path}: {what}; give a share between 0 and 1, and two videos or more")
+        subsets, drawn = draw_subsets(list(videos), share, seed), f" (drawn, {share:g} for testing, seed {seed})"
     counts = ", ".join(f"{subset} {n}" for subset, n in Counter(subsets.values()).items())
     return subsets, f"subsets: {counts}{drawn}"
 
@@ -1040,18 +1038,13 @@ def length_from_features(video: str, place: Places, settings: Mapping[str, Any],
     return end_of(grid, len(place.files.read(video)))
 
 
-def duration_of(
-    segments: Sequence[Segment], path: str | Path, covered: Callable[[], float | None]
-) -> tuple[float, str]:  # seconds, and where they are from
-    "How long a recording is by the table, else by what its features have `covered`, or at least."
-    if (stated := agreed(segments, "duration", path)) is not None:
-        return stated, "the table"
-    last = max((segment.item["segment"][1] for segment in segments if segment.item is not None), default=None)
-    for seconds, source in ((covered(), FEATURES), (last, LAST)):
-        if seconds is not None:
-            return seconds, source
-    what = f"video {shown(segments[0].video)} has no segment, no duration and no features"
-    raise DataError(f"{path}, line {segments[0].line}: {what}; write its duration")
+def duration_of(mine: Mapping[str, Any], covered: Callable[[], float | None]) -> tuple[float | None, str]:
+    "How long a video of `join_rows` is by the table, else by what its features have `covered`, or at least; by which."
+    if "duration" in mine:
+        return mine["duration"], "the table"
+    if (seconds := covered()) is not None:
+        return seconds, FEATURES
+    return max((item["segment"][1] for item in mine["annotations"]), default=None), LAST
 
 # %% ../nbs/17_check.ipynb #362a3cf4
 class Imported(NamedTuple):
@@ -1064,7 +1057,7 @@ class Imported(NamedTuple):
     def __str__(self) -> str:
         return "\n".join([f"{self.path.name}: {self.videos} videos, {self.instances} instances", *self.notes])
 
-
+# %% ../nbs/17_check.ipynb #97d3c0a5
 def import_segments(
     csv_path: str | Path,  # CSV or TSV: columns video, start, end, label; perhaps subset and duration
     folder: str | Path,  # of the data set; made if need be
@@ -1084,25 +1077,24 @@ def import_segments(
     place = places(folder, settings)
     if place.annotations.exists() and not force:
         raise DataError(f"{place.annotations}: exists; choose another folder, or force=True (--force) to replace it")
-    rows: dict[str, list[Segment]] = {}
-    for segment in read_segments(csv_path, fps, columns):
-        rows.setdefault(segment.video, []).append(segment)
-    subsets, how = subsets_of(rows, csv_path, test_share, seed)
-    database, sources = dict[str, dict[str, Any]](), Counter[str]()
-    for video, mine in rows.items():
-        duration, source = duration_of(mine, csv_path, partial(length_from_features, video, place, settings, fps))
+    videos = join_rows(read_segments(csv_path, fps, columns), csv_path)
+    subsets, how = subsets_of(videos, csv_path, test_share, seed)
+    database, sources, rate = dict[str, dict[str, Any]](), Counter[str](), {} if fps is None else {"fps": fps}
+    for video, mine in videos.items():
+        where = f"{csv_path}, line {mine['line']}: video {shown(video)}"
+        duration, source = duration_of(mine, partial(length_from_features, video, place, settings, fps))
+        if duration is None:
+            raise DataError(f"{where} has no segment, no duration and no features; write its duration")
         sources[source] += 1
-        items = [segment.item for segment in mine if segment.item is not None]
-        rate = {} if fps is None else {"fps": fps}
-        database[video] = {"subset": subsets[video], "duration": duration, **rate, "annotations": items}
-        parse_entry(database[video], f"{csv_path}, line {mine[0].line}: video {video!r}")
+        database[video] = {"subset": subsets[video], "duration": duration, **rate, "annotations": mine["annotations"]}
+        parse_entry(database[video], where)
     write_whole(place.annotations, json.dumps({"database": database}, indent=1, ensure_ascii=False) + "\n")
     notes = [how, *(f"durations from {source}: {n} videos" for source, n in sources.items())]
     if sources[FEATURES]:
         notes.append("warning: these durations agree with any stride and fps; a column duration shows a wrong one")
     if sources[LAST]:
         notes.append("warning: if recordings go on after their last segment, write a column duration")
-    return Imported(place.annotations, len(rows), sum(len(e["annotations"]) for e in database.values()), notes)
+    return Imported(place.annotations, len(videos), sum(len(e["annotations"]) for e in database.values()), notes)
 
 # %% ../nbs/17_check.ipynb #318b8fa2
 def add_check(commands: Any) -> None:
@@ -1159,7 +1151,7 @@ def import_command(table: str, folder: str, column: Sequence[str], **options: An
         raise DataError(f"--column {' '.join(column)}; write WHAT=NAME, with one of {', '.join(COLUMNS)}")
     print(import_segments(table, folder, columns=columns, **options))
 
-
+# %% ../nbs/17_check.ipynb #b85f2e19
 def main(arguments: Sequence[str] | None = None) -> int:
     "`selfdetr-data`; exit status 2 and one line for data that cannot be used."
     parser = argparse.ArgumentParser("selfdetr-data", description="Check a data set before training; import segments.")

@@ -597,7 +597,7 @@ NAMES = "video,start,end,label"
     (NAMES, [("a", 1, 3, "")], ["line 2", "no label"]),
     (NAMES, [("", 1, 3, "x")], ["line 2", "no name"]),
     (f"{NAMES},subset", [("a", 1, 3, "x", "train"), ("a", 4, 5, "x", "test")],
-     ["line 3", "'a'", "'test'", "line 2", "'train'", "write the same"]),
+     ["line 3", "'a'", "'test'", "'train'", "write the same"]),
     (f"{NAMES},subset", [("a", 1, 3, "x", "")], ["line 2", "subset is ''"]),
     (f"{NAMES},duration", [("a", 1, 3, "x", 9), ("a", 4, 5, "x", 8), ("b", 1, 2, "x", 9)],
      ["line 3", "duration 8", "write the same"]),
