@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'KINDS', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV', 'SEGMENT_LINE', 'USUAL_ENTRY', 'Cut', 'LENGTHS',
-           'COLUMNS', 'MEDIA', 'LAST', 'FEATURES', 'Finding', 'shorten', 'Findings', 'summary_line', 'as_text',
-           'as_markdown', 'parse_leniently', 'settings_in_use', 'Places', 'places', 'name_layout', 'look_around',
-           'find_database', 'Entry', 'check_entry', 'readable_instances', 'used_instances', 'check_units',
-           'near_duplicates', 'check_subsets', 'near_spellings', 'check_labels', 'check_counts', 'affixes',
-           'guess_stems', 'explain_names', 'check_names', 'check_file', 'Recording', 'turned', 'check_channels_of',
-           'fitting_grid', 'check_lengths', 'spread', 'quantiles', 'grid_facts', 'cut_windows', 'longer_window',
-           'check_windows', 'round_to_steps', 'instance_table', 'check_resolution', 'Described', 'check_annotations',
-           'check_all_features', 'check_use', 'annotation_facts', 'check_folder', 'find_columns', 'Segment',
-           'parse_seconds', 'parse_row', 'read_rows', 'read_segments', 'draw_subsets', 'join_rows', 'subsets_of',
-           'length_from_features', 'duration_of', 'Imported', 'import_segments', 'add_check', 'add_import',
-           'check_command', 'import_command', 'main']
+           'COLUMNS', 'MEDIA', 'LAST', 'FEATURES', 'Finding', 'shorten', 'Found', 'Findings', 'parse_leniently',
+           'settings_in_use', 'Places', 'places', 'name_layout', 'look_around', 'find_database', 'Entry', 'check_entry',
+           'readable_instances', 'used_instances', 'check_units', 'near_duplicates', 'check_subsets', 'near_spellings',
+           'check_labels', 'check_counts', 'affixes', 'guess_stems', 'explain_names', 'check_names', 'check_file',
+           'Recording', 'turned', 'check_channels_of', 'fitting_grid', 'check_lengths', 'spread', 'quantiles',
+           'grid_facts', 'cut_windows', 'longer_window', 'check_windows', 'round_to_steps', 'instance_table',
+           'check_resolution', 'Described', 'check_annotations', 'check_all_features', 'check_use', 'annotation_facts',
+           'check_folder', 'find_columns', 'Segment', 'parse_seconds', 'parse_row', 'read_rows', 'read_segments',
+           'draw_subsets', 'join_rows', 'subsets_of', 'length_from_features', 'duration_of', 'Imported',
+           'import_segments', 'add_check', 'add_import', 'check_command', 'import_command', 'main']
 
 # %% ../nbs/17_check.ipynb #1e9beb87
 import argparse
@@ -71,12 +70,10 @@ KINDS: dict[str, tuple[str, str, str]] = {}  # kind -> severity, what (values ar
 
 
 @dataclass(eq=False)
-class Findings:
-    "What `check_folder` found, and what would be used."
+class Found:
+    "A list of findings."
     name: str  # of the folder
     found: list[Finding] = field(default_factory=list)
-    known: dict[str, str] = field(default_factory=dict)  # what would be used
-    classes: pd.DataFrame = field(default_factory=pd.DataFrame)  # instances by class and split
 
     def add(self, kind: str, item: str, *values: Any, severity: str = "", mend: str = "") -> None:
         "Take down one finding; `values` go into the text of its kind, and a kind without one is an error."
@@ -93,6 +90,11 @@ class Findings:
             self.add(kind, item, what, mend=mend)
 
     @property
+    def ok(self) -> bool:
+        "Whether a training can start: there is no error."
+        return all(finding.severity != "error" for finding in self.found)
+
+    @property
     def table(self) -> pd.DataFrame:
         "Every finding, the worst first, one kind after the other: columns severity, kind, item, what, mend."
         order = list(dict.fromkeys(finding.kind for finding in self.found))
@@ -100,23 +102,43 @@ class Findings:
         return pd.DataFrame(rows, columns=list(Finding._fields))
 
     @property
+    def summary(self) -> str:
+        "Whether the folder can be used, and how many findings there are."
+        counts = Counter(finding.severity for finding in self.found)
+        parts = ", ".join(f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES if counts[s])
+        return f"{self.name}: {'can' if self.ok else 'cannot'} be trained on ({parts or 'nothing found'})"
+
+# %% ../nbs/17_check.ipynb #a39cbfca
+@dataclass(eq=False, repr=False)
+class Findings(Found):
+    "What `check_folder` found, and what would be used."
+    known: dict[str, str] = field(default_factory=dict)  # what would be used
+    classes: pd.DataFrame = field(default_factory=pd.DataFrame)  # instances by class and split
+
+    @property
     def facts(self) -> pd.DataFrame:
         "What would be used: columns fact, value."
         return pd.DataFrame(list(self.known.items()), columns=["fact", "value"])
 
-    @property
-    def ok(self) -> bool:
-        "Whether a training can start: there is no error."
-        return all(finding.severity != "error" for finding in self.found)
-
-    def __str__(self) -> str:
-        return as_text(self)
-
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        lines = [self.summary]
+        for (severity, kind), cases in self.table.groupby(["severity", "kind"], sort=False):
+            lines += ["", f"{severity}: {kind}" + (f" ({len(cases)})" if len(cases) > 1 else "")]
+            for mend, alike in groupby(cases[:3].itertuples(), key=lambda case: case.mend):
+                lines += [*(f"  {case.item}: {case.what}" for case in alike), f"    -> {mend}"]
+            lines += [f"  ... and {len(cases) - 3} more"] if len(cases) > 3 else []
+        width = max(map(len, self.known), default=0)
+        lines += ["", *(f"{fact:<{width}}  {value}" for fact, value in self.known.items())]
+        return "\n".join(lines + (["", self.classes.to_string(max_rows=30)] if len(self.classes) else []))
 
     def markdown(self) -> str:
-        "The summary and three tables: findings, what would be used, instances by class."
-        return as_markdown(self)
+        "The summary and three tables: three findings of each kind, what would be used, instances by class."
+        groups = self.table.groupby(["severity", "kind"], sort=False)
+        rows = groups.head(3).drop(columns="kind").set_index("severity")
+        tables = [frame for frame in (rows, self.facts.set_index("fact"), self.classes) if len(frame)]
+        texts = [markdown_table(frame.map(lambda cell: str(cell).replace("|", "\\|"))) for frame in tables]
+        more = [f"- {len(rest) - 3} more: {severity}, {kind}\n" for (severity, kind), rest in groups if len(rest) > 3]
+        return "\n".join([f"**{self.summary}**\n", *texts[:1], *(["".join(more)] if more else []), *texts[1:]])
 
     _repr_markdown_ = markdown
 
@@ -124,38 +146,6 @@ class Findings:
         "Everything as plain values, for JSON."
         findings, classes = [finding._asdict() for finding in self.found], self.classes.T.to_dict()
         return {"folder": self.name, "ok": self.ok, "findings": findings, "facts": self.known, "classes": classes}
-
-# %% ../nbs/17_check.ipynb #a39cbfca
-def summary_line(findings: Findings) -> str:
-    "Whether the folder can be used, and how many findings there are."
-    counts = Counter(finding.severity for finding in findings.found)
-    parts = ", ".join(f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES if counts[s])
-    return f"{findings.name}: {'can' if findings.ok else 'cannot'} be trained on ({parts or 'nothing found'})"
-
-
-def as_text(findings: Findings) -> str:
-    "For a terminal: three findings of each kind, what would be used, instances by class."
-    lines = [summary_line(findings)]
-    for (severity, kind), cases in findings.table.groupby(["severity", "kind"], sort=False):
-        lines += ["", f"{severity}: {kind}" + (f" ({len(cases)})" if len(cases) > 1 else "")]
-        for mend, alike in groupby(cases[:3].itertuples(), key=lambda case: case.mend):
-            lines += [*(f"  {case.item}: {case.what}" for case in alike), f"    -> {mend}"]
-        lines += [f"  ... and {len(cases) - 3} more"] if len(cases) > 3 else []
-    width = max(map(len, findings.known), default=0)
-    lines += ["", *(f"{fact:<{width}}  {value}" for fact, value in findings.known.items())]
-    if len(findings.classes):
-        lines += ["", findings.classes.to_string(max_rows=30)]
-    return "\n".join(lines)
-
-# %% ../nbs/17_check.ipynb #e84f30b2
-def as_markdown(findings: Findings) -> str:
-    "The same as Markdown."
-    groups = findings.table.groupby(["severity", "kind"], sort=False)
-    rows = groups.head(3).drop(columns="kind").set_index("severity")
-    tables = [frame for frame in (rows, findings.facts.set_index("fact"), findings.classes) if len(frame)]
-    texts = [markdown_table(frame.map(lambda cell: str(cell).replace("|", "\\|"))) for frame in tables]
-    more = [f"- {len(rest) - 3} more: {severity}, {kind}\n" for (severity, kind), rest in groups if len(rest) > 3]
-    return "\n".join([f"**{summary_line(findings)}**\n", *texts[:1], *(["".join(more)] if more else []), *texts[1:]])
 
 # %% ../nbs/17_check.ipynb #30c7619b
 SETTINGS_FILE = "dataset.json"
@@ -655,12 +645,12 @@ def quantiles(values: Sequence[float] | pd.Series, unit: str = "") -> str:
 def grid_facts(dataset: Dataset, cut: Cut) -> dict[str, str]:
     "The time grid, and what it makes of recordings and windows."
     grids, durations = [video.grid for video in dataset.videos], [video.duration for video in dataset.videos]
-    step = np.array([grid.stride / grid.fps for grid in grids])
+    step, (window, _, keep) = np.array([grid.stride / grid.fps for grid in grids]), cut
     facts = {name: spread([getattr(grid, name) for grid in grids]) for name in ("fps", "stride", "snippet")}
-    longest = spread(cut[0] / cut[2] * step, " s")
+    longest = spread(window / keep * step, " s")
     return facts | {"seconds a step": spread(step),
                     "recordings": f"{sum(durations) / 3600:.3g} h, {quantiles(durations, ' s')}",
-                    "window": f"{cut[0]} steps, {spread(cut[0] * step, ' s')}; instances up to {longest}"}
+                    "window": f"{window} steps, {spread(window * step, ' s')}; instances up to {longest}"}
 
 # %% ../nbs/17_check.ipynb #d26a4ad7
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
@@ -691,16 +681,16 @@ KINDS["windows"] = ("warning", "{} of {} {} instances ({:.1f} %) are in no windo
 
 def check_windows(dataset: Dataset, cut: Cut, findings: Findings) -> None:
     "What windows hold, and the instances that are in none."
-    cuts = cut_windows(dataset, cut)
+    cuts, (window, _, keep) = cut_windows(dataset, cut), cut
     findings.known |= grid_facts(dataset, cut)
     mend = longer_window(dataset, cut) if any(windows.lost for windows in cuts.values()) else ""
     for split, windows in cuts.items():
         findings.known[f"{split} windows"] = f"{len(windows)}, without {windows.lost} of the instances"
         lengths = [np.diff(video.grid.to_steps(video.segments)) for video in dataset.split(split)]
-        long, every, lost = sum(int((n > cut[0] / cut[2]).sum()) for n in lengths), sum(map(len, lengths)), windows.lost
+        long, every, lost = sum(int((n > window / keep).sum()) for n in lengths), sum(map(len, lengths)), windows.lost
         if lost:
             severity = "error" if split == "train" and lost == every else "warning" if lost > every / 20 else "note"
-            values = lost, every, split, 100 * lost / every, cut[0], long, lost - long
+            values = lost, every, split, 100 * lost / every, window, long, lost - long
             findings.add("windows", f"{split} windows", *values, severity=severity, mend=mend)
 
 # %% ../nbs/17_check.ipynb #a3f50b3d
@@ -974,7 +964,7 @@ def read_segments(
     roles = find_columns(header, columns or {}, str(path))
     if fps is None and any("frame" in header[roles[role]].casefold() for role in ("start", "end")):
         raise DataError(f"{path}: {shown(header[roles['start']])} holds frames; give their rate: fps=... (--fps ...)")
-    segments, bad = [], Findings(str(path))
+    segments, bad = [], Found(str(path))
     for line, cells in rows:
         with bad.catch("row", str(line)):
             if len(cells) != len(header):
@@ -1141,7 +1131,7 @@ def check_command(folder: str, as_json: str | None, as_markdown: str | None, **o
     if as_markdown:
         write_whole(as_markdown, findings.markdown())
     if not findings.ok:
-        raise DataError(f"{summary_line(findings)}; mend the errors above")
+        raise DataError(f"{findings.summary}; mend the errors above")
 
 
 def import_command(table: str, folder: str, column: Sequence[str], **options: Any) -> None:
