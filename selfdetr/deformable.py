@@ -20,7 +20,7 @@ class Taps(NamedTuple):
     step: Tensor  # (batch, queries, heads, 2 * points) int64, a step of the window
     weight: Tensor  # (batch, queries, heads, 2 * points), 0 where nothing is read
 
-
+# %% ../nbs/03_deformable.ipynb #d0f0a01f
 def find_taps(
     time: Tensor,  # (batch, queries, heads, points) in steps; the centre of step i is at i + 0.5
     weight: Tensor,  # (batch, queries, heads, points)
@@ -49,7 +49,7 @@ def gather_taps(
     weight = taps.weight.transpose(1, 2)[..., None].to(value.dtype)
     return (found * weight).sum(3).transpose(1, 2).flatten(2)
 
-
+# %% ../nbs/03_deformable.ipynb #d0f0a021
 def read_taps(
     value: Tensor,  # (batch, steps, heads, channels)
     taps: Taps,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'focal_loss', 'by_layer', 'name_layers', 'class_loss', 'segment_losses', 'process_count',
-           'mean_over_processes', 'window_share', 'count_instances', 'LossConfig', 'base_name', 'SetCriterion',
+           'mean_over_processes', 'count_instances', 'window_share', 'LossConfig', 'base_name', 'SetCriterion',
            'check_feedback']
 
 # %% ../nbs/07_losses.ipynb #c5143a11
@@ -50,7 +50,7 @@ def name_layers(
     *early, last = values.unbind()
     return {name: last} | {f"{name}_{i}": value for i, value in enumerate(early)}
 
-
+# %% ../nbs/07_losses.ipynb #c0d77b46
 def class_loss(
     logits: Tensor,  # (layers, batch, queries, classes)
     labels: Tensor,  # (pairs,) class of each matched pair
@@ -63,7 +63,7 @@ def class_loss(
     positive[matches.layer, matches.video, matches.query, labels] = 1
     return focal_loss(logits, positive, alpha, gamma).sum((1, 2, 3))
 
-
+# %% ../nbs/07_losses.ipynb #c0d77b48
 def segment_losses(
     segments: Tensor,  # (layers, batch, queries, 2) centre/width
     true_segments: Tensor,  # (pairs, 2) centre/width of each matched instance
@@ -93,6 +93,12 @@ def mean_over_processes(
     torch.distributed.all_reduce(total)
     return total / process_count()
 
+# %% ../nbs/07_losses.ipynb #07d1a006
+def count_instances(targets: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+    "Ground-truth instances in the whole batch, at least 1, divided by the number of processes."
+    count = torch.tensor(float(sum(len(t["labels"]) for t in targets)), device=device)
+    return mean_over_processes(count).clamp(min=1 / process_count())
+
 
 def window_share(
     values: Tensor,  # (layers, batch, ...)
@@ -100,12 +106,6 @@ def window_share(
     "What a mean over this process's windows is multiplied with to be its part of the mean over the whole batch."
     windows = values.new_tensor(float(values.shape[1]))
     return windows / mean_over_processes(windows)
-
-
-def count_instances(targets: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-    "Ground-truth instances in the whole batch, at least 1, divided by the number of processes."
-    count = torch.tensor(float(sum(len(t["labels"]) for t in targets)), device=device)
-    return mean_over_processes(count).clamp(min=1 / process_count())
 
 # %% ../nbs/07_losses.ipynb #1f16f433
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class InputProjection(nn.Module):
     def forward(self, features: Tensor) -> Tensor:  # (batch, steps, channels) -> (batch, steps, dim)
         return self.norm(self.linear(features).mT).mT
 
-# %% ../nbs/05_model.ipynb #bd0a637a
+# %% ../nbs/05_model.ipynb #bd0a637c
 class Encoded(NamedTuple):
     "A batch of windows as the decoder reads it."
 
@@ -129,7 +129,7 @@ class Encoded(NamedTuple):
     full_mask: Tensor  # (batch, steps) the same, and there in any case
     maps: Tensor  # (encoder layers, or none, batch, steps, steps)
 
-
+# %% ../nbs/05_model.ipynb #bd0a637a
 class SelfDETR(nn.Module):
     "DETR for temporal action detection with dynamic anchors, all attention maps returned (Section 3.1)."
 
@@ -211,7 +211,7 @@ def make_model(config: ModelConfig) -> SelfDETR:
     # A DINO is built from this module, so its own can only be imported when one is wanted.
     return import_module("selfdetr.denoising").DINO(config)
 
-
+# %% ../nbs/05_model.ipynb #42a35a6b
 def weights_sum(weights: Mapping[str, Tensor]) -> str:
     "SHA-256 of tensors with their names, types and shapes."
     digest = hashlib.sha256()
@@ -220,7 +220,7 @@ def weights_sum(weights: Mapping[str, Tensor]) -> str:
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
-
+# %% ../nbs/05_model.ipynb #42a35a6d
 def save_model(model: SelfDETR, folder: str | Path) -> Path:
     "Write `config.json` and `checkpoint.safetensors` into a folder, which is made if need be; each appears whole."
     folder = Path(folder)
@@ -247,7 +247,7 @@ def read_config(path: str | Path) -> ModelConfig:
     "Read a `config.json`; a missing file, broken JSON, an unknown field or a value of another type is a DataError."
     return config_from(ModelConfig, new_names(read_json(path)), str(path))
 
-
+# %% ../nbs/05_model.ipynb #05d1b004
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     "Name and shape of every tensor of a configuration's model, without memory for them."
     with torch.device("meta"):
@@ -266,7 +266,7 @@ def check_tensors(path: Path, config: ModelConfig) -> None:
     if not fits:
         raise DataError(f"{path}: has not the sizes that config.json states; copy both files of one model")
 
-
+# %% ../nbs/05_model.ipynb #05d1b006
 def read_weights(path: Path) -> dict[str, Tensor]:
     "The tensors of a checkpoint; a ValueError when they are not those that were saved."
     with safe_open(path, "pt") as file:
@@ -276,7 +276,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError("the weights are not those that were saved here; copy the file again or train the model anew")
     return weights
 
-
+# %% ../nbs/05_model.ipynb #05d1b008
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SelfDETR:
     "Load a saved model in evaluation mode; weights that do not fit the configuration are a DataError."
     folder = Path(folder)

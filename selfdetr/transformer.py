@@ -30,7 +30,7 @@ def sine_embedding(
     angle = 2 * math.pi * x.float()[..., None] * frequency
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)
 
-
+# %% ../nbs/04_transformer.ipynb #6b3bc443
 def step_positions(
     mask: Tensor,  # (batch, steps) bool, True = padding
 ) -> Tensor:  # (batch, steps) in (0, 1]
@@ -46,7 +46,7 @@ def logit(
     "Inverse of the sigmoid, finite on the whole closed interval."
     return x.clamp(min=eps).log() - (1 - x).clamp(min=eps).log()
 
-
+# %% ../nbs/04_transformer.ipynb #f38456c1
 class MLP(nn.Sequential):
     "Linear layers with ReLU between them."
 
@@ -69,7 +69,7 @@ class FeedForward(nn.Module):
         hidden = self.dropout(self.activation(self.linear1(x)))
         return self.norm(x + self.dropout(self.linear2(hidden)))
 
-
+# %% ../nbs/04_transformer.ipynb #e44cbd23
 ENCODER_ATTENTION: dict[str, Callable[[int, int, float], nn.Module]] = {
     "standard": SelfAttention,
     "relative": RelativeSelfAttention,
@@ -93,7 +93,7 @@ class EncoderLayer(nn.Module):
         update, attention_map = self.self_attention(x, position, mask, maps)
         return self.feed_forward(self.norm(x + self.dropout(update))), attention_map
 
-# %% ../nbs/04_transformer.ipynb #c48de509
+# %% ../nbs/04_transformer.ipynb #c48de50b
 def stack_maps(
     maps: Sequence[Tensor],  # one a layer, (batch, rows, columns)
     rows: Tensor,  # (batch, rows, dim) what attends
@@ -102,7 +102,7 @@ def stack_maps(
     "The maps of all layers as one tensor."
     return torch.stack(tuple(maps)) if maps else rows.new_empty(0, len(rows), rows.shape[1], columns.shape[1])
 
-
+# %% ../nbs/04_transformer.ipynb #c48de509
 class Encoder(nn.Module):
     "Encoder layers with content-scaled positions; returns the memory and one map a layer."
 
@@ -141,7 +141,7 @@ class MLPEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # memory (batch, steps, dim), maps of no layers
         return self.network(torch.cat([x, position.expand_as(x)], -1)), stack_maps([], x, x)
 
-
+# %% ../nbs/04_transformer.ipynb #04e5000d
 def make_encoder(
     attention: str,  # "standard", "relative", "mlp", "deformable" or "none"
     layers: int,  # of the encoder, or linear layers of the "mlp"
@@ -285,7 +285,7 @@ class DecoderLayer(nn.Module):
         update, cross_map = self.cross_attention(x, anchor, sine, memory, position, mask, maps, segments)
         return self.feed_forward(self.norm2(x + self.dropout(update))), self_map, cross_map
 
-# %% ../nbs/04_transformer.ipynb #3df74007
+# %% ../nbs/04_transformer.ipynb #3df74009
 class DecoderOutput(NamedTuple):
     "What a decoder returns; `layers` is the first axis everywhere."
 
@@ -295,7 +295,7 @@ class DecoderOutput(NamedTuple):
     self_maps: Tensor  # (layers or 0, batch, queries, queries)
     cross_maps: Tensor  # (layers or 0, batch, queries, steps)
 
-
+# %% ../nbs/04_transformer.ipynb #3df74007
 class Decoder(nn.Module):
     "Dynamic-anchor decoder (DAB-DETR in one dimension) with iterative refinement."
 
