@@ -1,7 +1,7 @@
 """Time and memory of one layer of every kind of attention against the length of the window, and where they cross.
 
-python benchmarks/attention_length.py [--plot benchmarks/attention_length.png] [--batch N] [--longest N]
-                                      [--gigabytes N] [--device cpu|cuda]
+python benchmarks/attention_length.py [--csv FILE] [--plot FILE] [--batch N] [--longest N] [--gigabytes N]
+                                      [--device cpu|cuda] [--again FILE]
 """
 
 import argparse
@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from torch import nn
 
 from selfdetr.attention import RelativeSelfAttention, SelfAttention
 from selfdetr.deformable import DeformableCrossAttention, DeformableSelfAttention
+from selfdetr.plots import method_colours
 from selfdetr.speed import fuse
 from selfdetr.transformer import CrossAttention, MLPEncoder
 
@@ -31,7 +33,8 @@ KINDS = {
         "deformable": lambda: DeformableCrossAttention(DIM, HEADS),
     },
 }
-COLOURS = {"standard": "#0072B2", "relative": "#E69F00", "deformable": "#D55E00", "mlp": "#666666"}
+DESIGNS = {"standard": "detr", "relative": "relative", "deformable": "tadtr", "mlp": "rtd"}  # that attend so
+COLOURS = {kind: method_colours(DESIGNS.values())[design] for kind, design in DESIGNS.items()}
 MODES = {"detect": "detection, without maps", "train": "training, with maps"}
 AIM = 1.5  # deformable against standard cross-attention at 128 steps
 
@@ -117,18 +120,26 @@ def gigabytes(place, kind, mode, batch, length):
 
 
 def measure(options, device):
-    "(place, mode, kind) -> length -> (ms, MB)."
+    "A row for every layer, mode and length: ms and MB."
     lengths = [2**i for i in range(4, 14) if 2**i <= options.longest]
-    found = {}
+    rows = []
     for place in KINDS:
         for mode in MODES:
             for kind in KINDS[place]:
-                curve = found.setdefault((place, mode, kind), {})
                 for length in lengths:
                     if gigabytes(place, kind, mode, options.batch, length) <= options.gigabytes:
                         call = make_call(place, kind, mode, options.batch, length, device)
                         memory = extra_memory(call, device)
-                        curve[length] = (1e3 * shortest(call, device), memory)
+                        ms = 1e3 * shortest(call, device)
+                        rows.append(dict(place=place, mode=mode, kind=kind, length=length, ms=ms, megabytes=memory))
+    return pd.DataFrame(rows).astype({"megabytes": float}).round(4)  # NaN where the system does not tell
+
+
+def curves(table):
+    "(place, mode, kind) -> length -> (ms, MB), of the rows that were measured."
+    found = {(place, mode, kind): {} for place in KINDS for mode in MODES for kind in KINDS[place]}
+    for row in table.itertuples():
+        found[row.place, row.mode, row.kind][row.length] = (row.ms, row.megabytes)
     return found
 
 
@@ -147,7 +158,7 @@ def report(found):
             print(f"{'':<12}" + "".join(f"{n:>16,}" for n in lengths))
             for kind in KINDS[place]:
                 curve = found[place, mode, kind]
-                cells = (f"{curve[n][0]:.2f} ({curve[n][1] or 0:.0f})" if n in curve else "-" for n in lengths)
+                cells = (f"{curve[n][0]:.2f} ({curve[n][1]:.0f})" if n in curve else "-" for n in lengths)
                 print(f"{kind:<12}" + "".join(f"{cell:>16}" for cell in cells))
             ours, theirs = found[place, mode, "deformable"], found[place, mode, "standard"]
             ratio, start = ours[128][0] / theirs[128][0], crossing(ours, theirs)
@@ -163,7 +174,7 @@ def draw(found, path):
         for (there, mode, kind), curve in found.items():
             if there == place and curve:
                 for ax, which in zip(column, (0, 1)):
-                    values = [curve[n][which] or float("nan") for n in curve]
+                    values = [curve[n][which] or float("nan") for n in curve]  # 0 has no logarithm
                     style, label = "-" if mode == "detect" else "--", kind if mode == "detect" else None
                     ax.loglog(list(curve), values, style, marker="o", markersize=3, color=COLOURS[kind], label=label)
         name = "encoder self-attention" if place == "encoder" else f"cross-attention, {QUERIES} queries"
@@ -180,14 +191,19 @@ def draw(found, path):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", help="write all rows there")
     parser.add_argument("--plot", help="write the curves there")
     parser.add_argument("--batch", type=int, default=1, help="windows")
     parser.add_argument("--longest", type=int, default=8192, help="steps")
     parser.add_argument("--gigabytes", type=float, default=9.0, help="leave out what needs about more than that")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--again", help="read the rows from this CSV instead of measuring")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = measure(options, torch.device(options.device))
+    table = pd.read_csv(options.again) if options.again else measure(options, torch.device(options.device))
+    if options.csv:
+        table.to_csv(options.csv, index=False)
+    results = curves(table)
     report(results)
     if options.plot:
         draw(results, options.plot)

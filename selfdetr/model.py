@@ -89,8 +89,11 @@ PRESETS: dict[str, dict[str, Any]] = {  # design -> overrides of a study's row
 
 def preset(name: str, **changes: Any) -> ModelConfig:
     "The configuration of a compared design, at the paper's size where nothing is changed; unknown names are refused."
+    known = asdict(ModelConfig())
     if name not in PRESETS:
         raise ValueError(f"preset {name!r}: no such design; the presets are {', '.join(PRESETS)}")
+    if unknown := sorted(set(changes) - set(known)):
+        raise ValueError(f"preset {name!r}: {', '.join(unknown)}: no such setting; known are {', '.join(known)}")
     model = {key.removeprefix("model."): value for key, value in PRESETS[name].items() if key.startswith("model.")}
     return ModelConfig(**(model | changes))
 

@@ -963,15 +963,18 @@ def markdown(table: Table) -> str:
     c = table.content
     simulated = " (**simulated**)" if c["dataset"] == "simulated" else ""
     judged = "" if c.get("protocol", "all") == "all" else f", protocol `{c['protocol']}`"
+    origin = c.get("published", "I3D features")
     paper = {
-        "thumos14": "`paper avg`: I3D features.\n",
-        "activitynet13": "`paper avg`: ActivityNet-v1.3, I3D features.\n",
-    }.get(c["dataset"], "`paper avg`: THUMOS14, I3D features; not comparable in level with ours.\n")
+        "thumos14": f" `paper avg`: {origin}.",
+        "activitynet13": f" `paper avg`: ActivityNet-v1.3, {origin}.",
+    }.get(c["dataset"], f" `paper avg`: THUMOS14, {origin}; not comparable in level with ours.")
+    if all(row["paper"] is None for row in c["rows"]):
+        paper = ""
     note = (
         f"{c['title']} Data set `{c['dataset']}`{simulated}, profile `{c['profile']}`{judged}, {c['test_instances']} "
         f"test instances, seeds {', '.join(map(str, c['seeds']))}. Our columns: {c['metric']}, mean ± half width of "
         "Student's 95 % interval over seeds. `difference`: average minus the first row's with the same seed, with its "
-        f"95 % interval. {paper}"
+        f"95 % interval.{paper}\n"
     )
     parts = [note, markdown_table(table.frame)]
     if len(table.claims):
@@ -1036,6 +1039,7 @@ def table(
     title: str = "",
     claims: Sequence[Mapping[str, Any]] = (),  # {"text", "better", "worse", "of"}, rows by name
     quoted: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,  # title -> row -> tIoU -> mAP, of others
+    published: str = "I3D features",  # what the paper's numbers come from, for the note under the title
     dataset: str = "simulated",
     profile: str = "quick",
     data_root: str | Path = "data",
@@ -1075,6 +1079,7 @@ def table(
         "data": data.hash(),
         "test_instances": done[0].metrics["test_instances"],
         "protocol": done[0].metrics["protocol"],
+        "published": published,
     }
     if quoted:
         content["quoted"] = {title: {name: dict(row) for name, row in rows.items()} for title, rows in quoted.items()}

@@ -210,3 +210,48 @@ def test_colours_are_fixed_by_name():
     assert list(colours) == ["other", "both", "baseline", "another"] and len(set(colours.values())) == 4
     assert {name: colours[name] for name in ("both", "baseline")} == {
         name: plots.METHOD_COLOURS[name] for name in ("both", "baseline")}
+
+
+def test_a_design_keeps_its_colour_whatever_it_is_called_and_stands_beside():
+    same = [("detr", "baseline"), ("self-detr", "both"), ("DETR", "detr"), ("DETR + feedback", "both"),
+            ("tadtr + feedback", "tadtr"), ("x + feedback", "x")]
+    for one, other in same:
+        colours = plots.method_colours([one, other, "y"])
+        assert colours[one] == colours[other] != colours["y"]
+    designs = ["detr", "self-detr", "encoder", "decoder", "rtd", "tadtr", "react", "dino"]
+    alone = {name: plots.method_colours([name])[name] for name in designs}
+    others = [f"row {i}" for i in range(5)]
+    together = plots.method_colours([*others, *designs])
+    assert {name: together[name] for name in designs} == alone and len({*together.values(), plots.TRUTH}) == 14
+
+
+def test_feedback_added_to_a_design_is_dashed_and_hollow():
+    rows = [row | {"name": name} for row, name in zip(table()["rows"], ("detr", "tadtr", "tadtr + feedback", "rtd"))]
+    ours, paper, difference = drawable(plots.plot_table(table() | {"rows": rows}))
+    for ax, first in ((ours, 3), (difference, 0)):  # of each row: seeds, interval, mean
+        _, plain_interval, plain_mean, _, interval, mean = ax.lines[first : first + 6]
+        assert (plain_interval.get_linestyle(), interval.get_linestyle()) == ("-", "--")
+        assert interval.get_color() == plain_interval.get_color() == plots.METHOD_COLOURS["tadtr"]
+        assert plain_mean.get_markerfacecolor() == plots.METHOD_COLOURS["tadtr"]
+        assert mean.get_markerfacecolor() == "white"
+    for ax in (paper, difference):  # the paper's number stands in the row it belongs to
+        [diamonds] = [line for line in ax.lines if line.get_marker() == "D"]
+        assert diamonds.get_ydata().tolist() == [0, 1, 2, 3]
+
+
+def test_diversity_of_many_methods_has_bars_beside_each_other_instead_of_bands():
+    names = ["detr", "rtd", "tadtr", "react", "tadtr + feedback"]
+    frame = pd.concat(
+        [diversity_frame().query("row == 'both'").assign(row=name) for name in names], ignore_index=True
+    )
+    encoder, decoder = drawable(plots.plot_diversity(frame))
+    first = [line.get_xdata()[0] for line in decoder.lines]
+    assert len(set(first)) == 5 and np.mean(first) == pytest.approx(1) and max(np.abs(np.subtract(first, 1))) < 0.5
+    assert list(decoder.get_xticks()) == [1, 2, 3, 4] and list(encoder.get_xticks()) == [1, 2]
+    bars = decoder.collections[0].get_segments()
+    assert bars[0][:, 0] == pytest.approx([first[0]] * 2)
+    half = 4.302653 * 0.1 / np.sqrt(3)  # Student's factor for three seeds
+    assert bars[0][:, 1] == pytest.approx([1.1 - half, 1.1 + half])
+    assert [line.get_linestyle() for line in decoder.lines] == ["-"] * 4 + ["--"]
+    few = drawable(plots.plot_diversity(frame[frame["row"].isin(names[:4])]))
+    assert {line.get_xdata()[0] for line in few[1].lines} == {1}

@@ -1,16 +1,18 @@
-"""What is faster computes what the definition computes: twenty steps beside the plain loop, compiled, and read late."""
+"""What is faster computes what the definition computes, in twenty steps, compiled, and read late; what steps cost."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from selfdetr import trainer
+from selfdetr import speed, trainer
 from selfdetr.data import test_windows as windows_for_testing
 from selfdetr.data import training_windows
 from selfdetr.feedback import FeedbackConfig, feedback_loss
-from selfdetr.losses import SetCriterion
+from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.model import ModelConfig, SelfDETR, save_model
-from selfdetr.speed import accelerate, batches, release
+from selfdetr.speed import accelerate, batches, kept_bytes, least_seconds, operations, release
 from selfdetr.trainer import StepValues, TrainConfig, prepare, train, train_step
 
 SIZES = dict(channels=8, classes=3, dim=32, heads=4, hidden=64, queries=6, norm_groups=4, decoder_layers=3)
@@ -114,3 +116,49 @@ def test_a_step_read_late_is_still_named(windows, monkeypatch):
     monkeypatch.setattr(trainer, "train_step", late)
     with pytest.raises(FloatingPointError, match="epoch 0, step 1: not finite: total. The batch: "):
         train(new_model(), windows, SetCriterion(), config=CONFIG, device="cpu", progress=False)
+
+
+def training_step(windows, fast=True, feedback=True, **changes):
+    "A model and one training step of it."
+    model = new_model(**changes)
+    [batch] = batches(windows, [np.arange(4)], torch.device("cpu"))
+    fabric, wrapped, optimizer = prepare(model, CONFIG, "cpu", fast)
+    weights = {} if feedback else dict(feedback_encoder=0.0, feedback_decoder=0.0)
+    options = SetCriterion(LossConfig(**weights)), FeedbackConfig() if feedback else None
+    return model, partial(train_step, fabric, wrapped, optimizer, *options, batch, CONFIG.clip)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(encoder_attention="deformable", cross_attention="deformable")])
+def test_feedback_is_not_free(windows, changes):
+    "It is counted in the operations and in what is kept, for maps of every kind."
+    costs = []
+    for feedback in (False, True):
+        model, step = training_step(windows, feedback=feedback, **changes)
+        costs.append((operations(step), kept_bytes(model, step)))
+        assert costs[-1] == (operations(step), kept_bytes(model, step))  # nothing is left of the count before
+    assert costs[0][0] < costs[1][0] and costs[0][1] < costs[1][1]
+
+
+def test_fused_blocks_compute_as_much_and_keep_less(windows):
+    (plain, slow), (fused, fast) = (training_step(windows, fast) for fast in (False, True))
+    assert operations(slow) == operations(fast)
+    assert kept_bytes(fused, fast) < 0.9 * kept_bytes(plain, slow)
+
+
+def test_parameters_in_one_vector_are_not_counted_as_kept(windows):
+    model, step = training_step(windows)
+    assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 1
+    own = next(model.parameters()).untyped_storage().nbytes()
+    assert kept_bytes(torch.nn.Module(), step) == kept_bytes(model, step) + own
+
+
+def test_the_least_of_a_calls_own_times_is_taken(monkeypatch):
+    "By the clock of the processor: 3, 2 and 4 seconds for one call, 10, 30 and 20 for the other."
+    spent = iter([3, 10, 2, 30, 4, 20])
+    now = [100.0]
+    monkeypatch.setattr(speed.time, "process_time", lambda: now[0])
+
+    def call():
+        now[0] += next(spent)
+
+    assert least_seconds({"one": call, "other": call}, rounds=3) == {"one": 2, "other": 10}

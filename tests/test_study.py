@@ -469,13 +469,13 @@ def fake_runs(averages, seeds):
     return [Run(Path("unused"), RunSpec(), m, pd.DataFrame()) for m in metrics]
 
 
-def fake_table(averages, tiny_folder, seeds=None, rows=None):
+def fake_table(averages, tiny_folder, seeds=None, rows=None, **more):
     seeds = seeds or list(range(len(averages[0])))
     rows = rows or [{"name": f"row {i}", "overrides": {}, "paper": None} for i in range(len(averages))]
     claims = [{"text": "better", "better": rows[1]["name"], "worse": rows[0]["name"]}]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "run_all", lambda *_: fake_runs(averages, seeds))
-        return make_table(rows, seeds, tiny_folder, "unused", claims=claims, name="table9", title="A test.")
+        return make_table(rows, seeds, tiny_folder, "unused", claims=claims, name="table9", title="A test.", **more)
 
 
 scores = st.lists(st.tuples(*[st.floats(0, 100)] * 2), min_size=2, max_size=6)
@@ -538,6 +538,18 @@ def test_a_simulated_table_says_so(tiny_folder):
     assert "simulated" not in study.markdown(table)
     table.content["dataset"] = "simulated"
     assert "**simulated**" in study.markdown(table)
+
+
+def test_a_table_says_what_the_papers_numbers_come_from(tiny_folder):
+    rows = [{"name": name, "overrides": {}, "paper": None} for name in ("baseline", "both")]
+    rows[1]["paper"] = {"average": 56.7}
+    table = fake_table([[20.0, 21.0], [30.0, 33.0]], tiny_folder, rows=rows)
+    assert "95 % interval. `paper avg`: THUMOS14, I3D features; not comparable" in study.markdown(table)
+    table = fake_table([[20.0, 21.0], [30.0, 33.0]], tiny_folder, rows=rows, published="TSN features")
+    table.content["dataset"] = "thumos14"
+    assert "95 % interval. `paper avg`: TSN features.\n\n|" in study.markdown(table)
+    table.content["rows"][1]["paper"] = None
+    assert "95 % interval.\n\n|" in study.markdown(table)
 
 
 def test_a_crash_while_saving_leaves_the_old_table_whole(tiny_folder, tmp_path, monkeypatch):

@@ -280,3 +280,8 @@ def test_what_cannot_be_is_refused_before_training(tiny_folder, tmp_path, design
 def test_an_unknown_design_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="'actionformer'.*detr, self-detr, rtd, tadtr, react, dino"):
         preset("actionformer")
+
+
+def test_an_unknown_setting_of_a_design_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="preset 'detr': encoder_atention: .*known are channels, .*encoder_attention"):
+        preset("detr", encoder_atention="deformable", queries=10)
