@@ -319,7 +319,8 @@ def plot(table, path):
             for name, colour, mark in zip(names, COLOURS, "osD^"):
                 rows = table[table.series == name]
                 known, guessed = rows[rows.kind == "measured"], rows[rows.kind == "extrapolated"]
-                ax.loglog(known["size"], known[what], color=colour, marker=mark, label=SERIES[name].title)
+                seen = known[what].where(known[what] > 0)  # nothing, as memory may be, has no place on this axis
+                ax.loglog(known["size"], seen, color=colour, marker=mark, label=SERIES[name].title)
                 if len(guessed):
                     both = pd.concat([known.tail(1), guessed])
                     ax.loglog(both["size"], both[what], "--", color=colour)
