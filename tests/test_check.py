@@ -110,7 +110,7 @@ ENTRY = THING | st.fixed_dictionaries({
 SETTING = st.sampled_from("stride fps classes subsets resize min_seconds prefix ignore_labels y".split())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     entries=st.dictionaries(st.sampled_from("abcde"), ENTRY, max_size=5) | THING,
     changes=st.dictionaries(SETTING, THING, max_size=2),

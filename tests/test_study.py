@@ -124,7 +124,7 @@ OVERRIDES = st.fixed_dictionaries(
 
 
 # The fixtures below hold for all examples of a test, which is what these tests want.
-examples = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @settings(examples, max_examples=60)
