@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['LARGEST_TEXT', 'DEEPEST', 'HALF', 'CONTROL', 'OUTSIDE', 'FULL', 'CLOSED', 'MENDS', 'LARGEST', 'LONGEST_LABEL',
-           'Config', 'QUIRKS', 'Report', 'SPELLINGS', 'SETTINGS', 'PLACES', 'MOST_STEPS', 'DEFAULTS', 'RELEASES',
-           'LARGEST_UNPACKED', 'READERS', 'PICKLED', 'Target', 'DataError', 'shown', 'brief', 'TimeGrid', 'find_data',
-           'regular_file', 'read_text', 'texts_in', 'check_content', 'parse_json', 'read_json', 'inside', 'video_name',
-           'cannot_write', 'check_writable', 'sync_folder', 'remove_dead_parts', 'write_whole', 'finite_number',
-           'class_name', 'parse_instance', 'check_like', 'config_from', 'report_line', 'note', 'clean_instances',
-           'usual_subsets', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'label_index', 'parse_entry',
-           'read_database', 'read_annotations', 'check_setting', 'read_settings', 'all_settings', 'find_part',
-           'grid_for', 'check_archive', 'check_header', 'read_npy', 'read_npz', 'read_pt', 'reader_for',
-           'read_features', 'resize_features', 'FeatureFiles', 'drop_pages', 'in_blocks', 'check_features',
-           'check_channels', 'Video', 'Dataset', 'load_features', 'join_features', 'place_videos', 'check_splits',
-           'mean_and_deviation', 'standardise', 'without_classes', 'describe_videos', 'load_dataset', 'check',
-           'window_starts', 'window_targets', 'Batch', 'Windows', 'targets_in_turn', 'make_windows', 'training_windows',
-           'test_windows', 'end_of', 'windows_of']
+           'Config', 'QUIRKS', 'Report', 'SPELLINGS', 'LONGEST_COMPARED', 'SETTINGS', 'PLACES', 'MOST_STEPS',
+           'DEFAULTS', 'RELEASES', 'LARGEST_UNPACKED', 'READERS', 'PICKLED', 'Target', 'DataError', 'shown', 'brief',
+           'TimeGrid', 'find_data', 'regular_file', 'read_text', 'texts_in', 'check_content', 'parse_json', 'read_json',
+           'inside', 'video_name', 'cannot_write', 'check_writable', 'sync_folder', 'remove_dead_parts', 'write_whole',
+           'finite_number', 'class_name', 'parse_instance', 'check_like', 'config_from', 'report_line', 'note',
+           'clean_instances', 'usual_subsets', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations',
+           'similar_name', 'label_index', 'parse_entry', 'read_database', 'read_annotations', 'check_setting',
+           'read_settings', 'all_settings', 'find_part', 'grid_for', 'check_archive', 'check_header', 'read_npy',
+           'read_npz', 'read_pt', 'reader_for', 'read_features', 'resize_features', 'FeatureFiles', 'drop_pages',
+           'in_blocks', 'check_features', 'check_channels', 'Video', 'Dataset', 'load_features', 'join_features',
+           'place_videos', 'check_splits', 'mean_and_deviation', 'standardise', 'without_classes', 'describe_videos',
+           'load_dataset', 'check', 'window_starts', 'window_targets', 'Batch', 'Windows', 'targets_in_turn',
+           'make_windows', 'training_windows', 'test_windows', 'end_of', 'windows_of']
 
 # %% ../nbs/01_data.ipynb #68c0735c
 import contextlib
@@ -24,6 +24,7 @@ import difflib
 import errno
 import glob
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -537,6 +538,19 @@ class Annotations(VideoSet):
     feature: dict[str, Any]  # the file's own "feature" section: fps, stride, snippet, dim
 
 # %% ../nbs/01_data.ipynb #13259c3d
+LONGEST_COMPARED = 60  # letters of a name that is compared with others
+
+
+def similar_name(
+    name: str,
+    names: Iterable[str],  # compared are the first 500 of at most LONGEST_COMPARED letters
+) -> str | None:
+    "The one that was probably meant, if any."
+    short = (each for each in names if len(each) <= LONGEST_COMPARED)
+    near = difflib.get_close_matches(name, itertools.islice(short, 500), 1) if len(name) <= LONGEST_COMPARED else []
+    return near[0] if near else None
+
+
 def label_index(
     instances: Mapping[str, list[tuple[float, float, str]]],  # video -> (start, end, label)
     classes: Sequence[str] | None,  # the class names; None: the labels that occur, sorted
@@ -550,9 +564,9 @@ def label_index(
     for video, rows in instances.items():
         for _, _, label in rows:
             if label not in known:
-                near = difflib.get_close_matches(label, names, n=1)
+                near = similar_name(label, names)
                 some = ", ".join(map(brief, names[:30])) + ", ..." * (len(names) > 30)
-                mend = f"did you mean {shown(near[0])}?" if near else f"the classes are {some};"
+                mend = f"did you mean {shown(near)}?" if near else f"the classes are {some};"
                 raise DataError(f"{where}: video {shown(video)} has the unknown label {shown(label)}; {mend} "
                                 "Correct it, or add it to the classes or to ignore_labels")
     return {name: number for number, name in enumerate(names)}
