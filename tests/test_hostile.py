@@ -470,12 +470,13 @@ def test_values_of_a_spec(folder, keys, value):
     refused(lambda: study.read_run(folder / "run"), "spec.json")
 
 
-@pytest.mark.parametrize(
-    "key, value", [("epochs", "2"), ("epochs", 3), ("average", None), ("seconds_train", {}), ("source", 1)]
-)
+@pytest.mark.parametrize("key, value", [
+    ("epochs", "2"), ("epochs", 3), ("average", None), ("seconds_train", {}), ("source", 1), ("mAP", 3), ("mAP", {}),
+    ("mAP", {"0.5": "x"}), ("test_instances", None), ("protocol", None), ("diversity", [3]),
+    ("diversity", [{"part": "decoder"}])])  # fmt: skip
 def test_values_of_metrics(folder, key, value):
     change(folder / "run" / "metrics.json", key, value)
-    refused(lambda: study.read_run(folder / "run"), "metrics.json" if value != 3 else "history.csv")
+    refused(lambda: study.read_run(folder / "run"), "history.csv" if (key, value) == ("epochs", 3) else "metrics.json")
 
 
 @pytest.mark.parametrize("keys, value", [(["claims"], {}), (["claims", 0], 3), (["claims", 0, "text"], 3),

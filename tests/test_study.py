@@ -161,6 +161,20 @@ def test_an_unknown_override_is_named(key):
     assert repr(key) in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [["a"], [[1]], [None], [1.5], [10**30]])
+def test_what_an_override_puts_into_a_list_is_checked(value):
+    for spec in (RunSpec(), override(RunSpec(), {"train.milestones": []})):
+        with pytest.raises(ValueError, match="override 'train.milestones'.*has to be like"):
+            override(spec, {"train.milestones": value})
+
+
+@pytest.mark.parametrize("seed", ["-1", "1" * 23])
+def test_a_seed_that_cannot_be_one_is_refused_before_anything_is_made(tiny_folder, tmp_path, capsys, seed):
+    options = [str(tiny_folder), "--profile", "smoke", "--seed", seed, "--runs", str(tmp_path / "runs")]
+    assert study.main(options) == 2 and not (tmp_path / "runs").exists()
+    assert f"error: seed {seed}: give a whole number" in capsys.readouterr().err
+
+
 def test_unknown_names_stop_a_table_before_any_training(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("training was started"))
     wrong_row = {"name": "wrong", "overrides": {"loss.feedbak": 1}, "paper": None}
