@@ -815,7 +815,11 @@ def check_use(folder: Path, settings: Mapping[str, Any], standardised: bool, fin
     if protocol not in (None, *PROTOCOLS):
         what, mend = f"unknown protocol {shown(protocol)}", f"write one of {', '.join(PROTOCOLS)}"
         findings.add("settings", SETTINGS_FILE, what, mend=mend)
-    if standardised and not settings["in_memory"]:
+    mapped, packed = not settings["in_memory"], settings["feature_format"]
+    if mapped and packed != "npy" and not settings.get("resize"):
+        what = f"in_memory is false, and every window unpacks its whole .{packed} file"
+        findings.add("settings", SETTINGS_FILE, what, severity="warning", mend="save them with np.save, as .npy")
+    if standardised and mapped:
         what = "mapped features cannot be standardised"
         findings.add("settings", "standardised", what, mend="set in_memory to true")
 
