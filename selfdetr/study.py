@@ -8,10 +8,10 @@ __all__ = ['PARTS', 'SMALL', 'PROFILES', 'WHOLE', 'DATASETS', 'PARAMETERS', 'COM
            'open_dataset', 'make_spec', 'check_parameters', 'tree_text', 'module_names', 'code_used', 'code_hash',
            'training_hash', 'source_hash', 'run_hash', 'read_metrics', 'read_spec', 'read_history', 'file_sum',
            'values_sum', 'seal', 'check_file', 'damaged', 'Run', 'read_run', 'judge_detections', 'measure', 'compute',
-           'work_folder', 'measure_again', 'locked', 'publish', 'is_complete', 'is_due', 'settle', 'run',
-           'parse_setting', 'make_parser', 'main', 'watch_epochs', 'attempt', 'submit', 'sweep', 'in_workers',
-           'take_turns', 'run_all', 'runs', 'interval', 'verdict', 'Table', 'with_interval', 'show_row', 'markdown',
-           'claimed_value', 'judge', 'row_content', 'table', 'read_table', 'write_claims']
+           'work_folder', 'measure_again', 'locked', 'publish', 'is_complete', 'is_due', 'settle', 'check_start',
+           'check_shared', 'run', 'parse_setting', 'make_parser', 'main', 'watch_epochs', 'attempt', 'submit', 'sweep',
+           'in_workers', 'take_turns', 'run_all', 'runs', 'interval', 'verdict', 'Table', 'with_interval', 'show_row',
+           'markdown', 'claimed_value', 'judge', 'row_content', 'table', 'read_table', 'write_claims']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
 import argparse
@@ -41,6 +41,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
+from lightning_fabric import Fabric
 from pandas.api.types import is_numeric_dtype
 from scipy import stats
 from tqdm import tqdm
@@ -659,6 +660,26 @@ def settle(work: Path, folder: Path, data: Dataset, device: str, source: str) ->
     shutil.rmtree(work, ignore_errors=True)
 
 
+def check_start() -> None:
+    "`ValueError` where the environment speaks of several processes, and nobody has started them as torchrun does."
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    mend = "start this with torchrun, or as one process: "
+    lacking = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        if os.environ.get(name, "1") != "1" and lacking:
+            raise ValueError(f"{name} is {os.environ[name]}, but {', '.join(lacking)} not set; {mend}unset {name}")
+    tasks, job = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_JOB_NAME")
+    if tasks != "1" and job not in ("bash", "interactive"):  # Lightning takes these two for one process
+        raise ValueError(f"SLURM_NTASKS is {tasks}, but nobody has started so many processes; {mend}sbatch --ntasks=1")
+
+
+def check_shared(fabric: Fabric, folder: Path) -> None:
+    "`ValueError` in all processes unless all of them see a folder that the first one has."
+    if fabric.all_reduce(torch.tensor(float(folder.is_dir())), reduce_op="sum") < fabric.world_size:
+        raise ValueError(f"{folder}: not seen by all processes; put it on a file system that all share")
+
+
 def run(
     spec: RunSpec,
     data: Dataset | None = None,  # None: opened by the spec's names
@@ -675,15 +696,19 @@ def run(
     alone = all(int(os.environ.get(name, 1)) <= 1 for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     if alone and not is_due(folder, source):  # found, without a look at the device
         return read_run(folder)
+    check_start()
     fabric = make_fabric(device)
     if fabric.broadcast(is_due(folder, source)):
         with locked(name, runs_root) if fabric.is_global_zero else contextlib.nullcontext():
+            fabric.barrier()
+            check_shared(fabric, work)
             # a complete work folder was left by a process killed just before it could publish it
             if fabric.broadcast(not folder.exists() and not is_complete(work)):
                 compute(spec, data, work, device, progress)
             if fabric.is_global_zero:
                 settle(work, folder, data, device, source)
     fabric.barrier()
+    check_shared(fabric, folder)
     return read_run(folder)
 
 # %% ../nbs/16_study.ipynb #16d1a002

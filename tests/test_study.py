@@ -175,6 +175,23 @@ def test_a_seed_that_cannot_be_one_is_refused_before_anything_is_made(tiny_folde
     assert f"error: seed {seed}: give a whole number" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("said, words", [
+    ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set; .*torchrun"),
+    ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train"}, "SLURM_NTASKS is 4, .*torchrun.*--ntasks=1"),
+])  # fmt: skip
+def test_processes_that_nobody_started_are_one_error_and_not_a_long_wait(tiny, tmp_path, monkeypatch, said, words):
+    monkeypatch.setattr(study, "make_fabric", lambda _: pytest.fail("waits for the others"))
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    spec = study.make_spec("tiny", "smoke", tiny)
+    with pytest.raises(ValueError, match=words):
+        study.run(spec, tiny, runs_root=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    for name, value in (("SLURM_JOB_NAME", "bash"), ("WORLD_SIZE", "1"), ("TORCHELASTIC_RUN_ID", "x")):
+        monkeypatch.setenv(name, value)
+    study.check_start()
+
+
 def test_unknown_names_stop_a_table_before_any_training(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("training was started"))
     wrong_row = {"name": "wrong", "overrides": {"loss.feedbak": 1}, "paper": None}
