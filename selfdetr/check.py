@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,13 +39,13 @@ import numpy as np
 import pandas as pd
 
 from .data import (
-    DEFAULTS, READERS, RELEASES, SETTINGS, AnnotatedVideo, DataError, Dataset, FeatureFiles, Report, TimeGrid, Windows,
-    all_settings, brief, check_channels, check_features, choose_subsets, class_name, clean_instances, end_of,
-    find_part, finite_number, grid_for, in_blocks, label_index, parse_entry, parse_instance, parse_json, place_videos,
-    read_database, read_features, read_json, read_settings, read_text, shown, test_windows, training_windows,
-    video_name, write_whole)
+    DEFAULTS, LONGEST_COMPARED, READERS, RELEASES, SETTINGS, AnnotatedVideo, DataError, Dataset, FeatureFiles, Report,
+    TimeGrid, Windows, all_settings, brief, check_channels, check_features, choose_subsets, class_name, clean_instances,
+    end_of, find_part, finite_number, grid_for, in_blocks, label_index, parse_entry, parse_instance, parse_json,
+    place_videos, read_database, read_features, read_json, read_settings, read_text, shown, similar_name,
+    test_windows, training_windows, video_name, write_whole)
 from .evaluation import PROTOCOLS, markdown_table
-from .segments import elementwise_iou, overlapping_pairs
+from .segments import elementwise_iou
 
 # %% ../nbs/17_check.ipynb #bc66192e
 SEVERITIES = ("error", "warning", "note")
@@ -173,7 +173,7 @@ def settings_in_use(folder: Path, release: str | None, given: Mapping[str, Any],
         refused, before, usable = error, len(findings.found), dict[str, Any]()
     content = parse_leniently(folder / SETTINGS_FILE)[0]
     with tempfile.TemporaryDirectory() as name:
-        for key, value in content.items() if isinstance(content, dict) else ():
+        for key, value in islice(content.items(), 100) if isinstance(content, dict) else ():
             alone = write_whole(Path(name) / SETTINGS_FILE, json.dumps({key: value}))
             with findings.catch("settings", SETTINGS_FILE, str(alone)):
                 usable |= read_settings(alone.parent)
@@ -354,16 +354,25 @@ KINDS["near duplicates"] = ("warning", "{}: {:g}-{:g} s and {:g}-{:g} s overlap 
                             "keep one of the two, if they mean one action")
 
 
-def near_duplicates(rows: pd.DataFrame, tiou: float, findings: Findings) -> None:
-    "Pairs of one video and label that overlap by `tiou`; `rows` has columns video, start, end (seconds) and label."
+def near_duplicates(
+    rows: pd.DataFrame,  # columns video, start, end (seconds) and label
+    tiou: float,
+    findings: Findings,
+    nearest: int = 8,  # how many of those that start next are compared
+    most: int = 100,  # findings a video
+) -> None:
+    "Pairs of one video and label that overlap by `tiou`."
+    rows = rows.sort_values(["video", "label", "start", "end"])
     segments = rows[["start", "end"]].to_numpy(np.float64)
-    group = rows.groupby(["video", "label"]).ngroup().to_numpy()
-    a, b = overlapping_pairs(segments, segments, group, group)
-    iou = elementwise_iou(segments[a], segments[b])
-    near = (a < b) & (iou >= tiou)
-    for i, j, overlap in zip(a[near], b[near], iou[near]):
-        where, label = f"video {rows['video'].iloc[i]!r}", rows["label"].iloc[i]
-        findings.add("near duplicates", where, label, *segments[i], *segments[j], overlap)
+    video, label, told = rows["video"].to_numpy(), rows["label"].to_numpy(), Counter[str]()
+    for step in range(1, nearest + 1):
+        same = (video[:-step] == video[step:]) & (label[:-step] == label[step:])
+        iou = elementwise_iou(segments[:-step], segments[step:])
+        for i in np.flatnonzero(same & (iou >= tiou)).tolist():
+            told[video[i]] += 1
+            if told[video[i]] <= most:
+                where = f"video {video[i]!r}"
+                findings.add("near duplicates", where, label[i], *segments[i], *segments[i + step], iou[i])
 
 # %% ../nbs/17_check.ipynb #ba8e2623
 def check_subsets(
@@ -378,9 +387,9 @@ def check_subsets(
     except DataError as error:
         refused, found = error, shorten(sorted(annotated), 30) or "none"
     for split, names in given.items():
-        for name in [names] if isinstance(names, str) else names or []:
-            near = difflib.get_close_matches(name.lower(), annotated, 1)
-            guess = f"did you mean {near[0]!r}? " if near else ""
+        for name in [names] if isinstance(names, str) else (names or [])[:20]:
+            near = similar_name(name.lower(), annotated)
+            guess = f"did you mean {near!r}? " if near else ""
             mend = f"{guess}name one of those found, in {split}= or {SETTINGS_FILE}"
             what = f"no video is in subset {name!r}, named for {split} (found: {found})"
             if name.lower() not in annotated:
@@ -392,11 +401,12 @@ def check_subsets(
 
 # %% ../nbs/17_check.ipynb #2466292a
 def near_spellings(labels: Sequence[str]) -> list[tuple[str, str]]:
-    "Pairs of labels that read almost the same; every pair is compared, so only of up to 2,000 labels."
+    "Pairs of short labels that read almost the same; all pairs are compared, so only of up to 8,000 letters in all."
+    labels = [label for label in labels if len(label) <= LONGEST_COMPARED]
     plain = [re.sub(r"[\W_]+", "", label).casefold() for label in labels]
     digits = [re.sub(r"\D+", " ", label).split() for label in labels]
     pairs = []
-    for j in range(1, len(labels) if len(labels) <= 2000 else 0):
+    for j in range(1, len(labels) if sum(map(len, labels)) <= 8000 else 0):
         near = difflib.get_close_matches(plain[j], filter(None, plain[:j]), j, 0.9)
         pairs += [(labels[i], labels[j]) for i in range(j) if plain[i] in near and digits[i] == digits[j]]
     return pairs
@@ -416,15 +426,18 @@ def check_labels(rows: pd.DataFrame, classes: Sequence[str] | None, findings: Fi
 
     `rows` has columns video, label and split; without `classes` they are the labels that occur.
     """
-    found = sorted(set(rows["label"]))
+    first_video = rows.drop_duplicates("label").set_index("label")["video"]
+    times, found = Counter(rows["label"]), sorted(set(rows["label"]))
     names = list(dict.fromkeys(found if classes is None else classes))
     with findings.catch("classes", SETTINGS_FILE, item):
         label_index({}, classes, item)
-    unknown = [label for label in found if label not in names]
-    for label in unknown:
-        mine = rows[rows["label"] == label]
-        with findings.catch("unknown label", f"label {label!r} ({len(mine)})", item):
-            label_index({mine["video"].iloc[0]: [(0.0, 1.0, label)]}, names, item)
+    known = set(names)
+    unknown = [label for label in found if label not in known]
+    for label in unknown[:20]:
+        with findings.catch("unknown label", f"label {label!r} ({times[label]})", item):
+            label_index({first_video[label]: [(0.0, 1.0, label)]}, names, item)
+    if len(unknown) > 20:
+        findings.add("unknown label", f"{len(unknown) - 20} more labels", "are unknown", mend="correct the classes")
     for pair in near_spellings(names + unknown):
         findings.add("near spellings", item, *pair)
     counts = rows.groupby(["label", "split"]).size().unstack(fill_value=0)
@@ -802,7 +815,11 @@ def check_use(folder: Path, settings: Mapping[str, Any], standardised: bool, fin
     if protocol not in (None, *PROTOCOLS):
         what, mend = f"unknown protocol {shown(protocol)}", f"write one of {', '.join(PROTOCOLS)}"
         findings.add("settings", SETTINGS_FILE, what, mend=mend)
-    if standardised and not settings["in_memory"]:
+    mapped, packed = not settings["in_memory"], settings["feature_format"]
+    if mapped and packed != "npy" and not settings.get("resize"):
+        what = f"in_memory is false, and every window unpacks its whole .{packed} file"
+        findings.add("settings", SETTINGS_FILE, what, severity="warning", mend="save them with np.save, as .npy")
+    if standardised and mapped:
         what = "mapped features cannot be standardised"
         findings.add("settings", "standardised", what, mend="set in_memory to true")
 

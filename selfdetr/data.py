@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['LARGEST_TEXT', 'DEEPEST', 'HALF', 'CONTROL', 'OUTSIDE', 'FULL', 'CLOSED', 'MENDS', 'LARGEST', 'LONGEST_LABEL',
-           'Config', 'QUIRKS', 'Report', 'SPELLINGS', 'SETTINGS', 'PLACES', 'MOST_STEPS', 'DEFAULTS', 'RELEASES',
-           'LARGEST_UNPACKED', 'READERS', 'PICKLED', 'Target', 'DataError', 'shown', 'brief', 'TimeGrid', 'find_data',
-           'regular_file', 'read_text', 'texts_in', 'check_content', 'parse_json', 'read_json', 'inside', 'video_name',
-           'cannot_write', 'check_writable', 'sync_folder', 'remove_dead_parts', 'write_whole', 'finite_number',
-           'class_name', 'parse_instance', 'check_like', 'config_from', 'report_line', 'note', 'clean_instances',
-           'usual_subsets', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'label_index', 'parse_entry',
-           'read_database', 'read_annotations', 'check_setting', 'read_settings', 'all_settings', 'find_part',
-           'grid_for', 'check_archive', 'check_header', 'read_npy', 'read_npz', 'read_pt', 'reader_for',
-           'read_features', 'resize_features', 'FeatureFiles', 'drop_pages', 'in_blocks', 'check_features',
-           'check_channels', 'Video', 'Dataset', 'load_features', 'join_features', 'place_videos', 'check_splits',
-           'mean_and_deviation', 'standardise', 'without_classes', 'describe_videos', 'load_dataset', 'check',
-           'window_starts', 'window_targets', 'Batch', 'Windows', 'targets_in_turn', 'make_windows', 'training_windows',
-           'test_windows', 'end_of', 'windows_of']
+           'Config', 'QUIRKS', 'Report', 'SPELLINGS', 'LONGEST_COMPARED', 'SETTINGS', 'PLACES', 'MOST_STEPS',
+           'DEFAULTS', 'RELEASES', 'LARGEST_UNPACKED', 'READERS', 'PICKLED', 'LIMITS', 'Target', 'DataError', 'shown',
+           'brief', 'TimeGrid', 'find_data', 'regular_file', 'read_text', 'texts_in', 'check_content', 'parse_json',
+           'read_json', 'inside', 'video_name', 'cannot_write', 'check_writable', 'sync_folder', 'remove_dead_parts',
+           'write_whole', 'finite_number', 'class_name', 'parse_instance', 'check_like', 'config_from', 'report_line',
+           'note', 'clean_instances', 'usual_subsets', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations',
+           'similar_name', 'label_index', 'parse_entry', 'read_database', 'read_annotations', 'check_setting',
+           'read_settings', 'all_settings', 'find_part', 'grid_for', 'check_archive', 'check_header', 'read_npy',
+           'read_npz', 'read_pt', 'reader_for', 'read_features', 'resize_features', 'FeatureFiles', 'drop_pages',
+           'in_blocks', 'check_features', 'check_channels', 'Video', 'Dataset', 'memory_there', 'in_memory_of',
+           'check_memory', 'load_features', 'join_features', 'place_videos', 'check_splits', 'mean_and_deviation',
+           'standardise', 'without_classes', 'describe_videos', 'load_dataset', 'check', 'window_starts',
+           'window_targets', 'Batch', 'Windows', 'targets_in_turn', 'make_windows', 'training_windows', 'test_windows',
+           'end_of', 'windows_of']
 
 # %% ../nbs/01_data.ipynb #68c0735c
 import contextlib
@@ -24,7 +25,9 @@ import difflib
 import errno
 import glob
 import hashlib
+import itertools
 import json
+import math
 import mmap
 import os
 import re
@@ -32,6 +35,7 @@ import reprlib
 import secrets
 import stat
 import time
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -537,6 +541,19 @@ class Annotations(VideoSet):
     feature: dict[str, Any]  # the file's own "feature" section: fps, stride, snippet, dim
 
 # %% ../nbs/01_data.ipynb #13259c3d
+LONGEST_COMPARED = 60  # letters of a name that is compared with others
+
+
+def similar_name(
+    name: str,
+    names: Iterable[str],  # compared are the first 500 of at most LONGEST_COMPARED letters
+) -> str | None:
+    "The one that was probably meant, if any."
+    short = (each for each in names if len(each) <= LONGEST_COMPARED)
+    near = difflib.get_close_matches(name, itertools.islice(short, 500), 1) if len(name) <= LONGEST_COMPARED else []
+    return near[0] if near else None
+
+
 def label_index(
     instances: Mapping[str, list[tuple[float, float, str]]],  # video -> (start, end, label)
     classes: Sequence[str] | None,  # the class names; None: the labels that occur, sorted
@@ -550,9 +567,9 @@ def label_index(
     for video, rows in instances.items():
         for _, _, label in rows:
             if label not in known:
-                near = difflib.get_close_matches(label, names, n=1)
+                near = similar_name(label, names)
                 some = ", ".join(map(brief, names[:30])) + ", ..." * (len(names) > 30)
-                mend = f"did you mean {shown(near[0])}?" if near else f"the classes are {some};"
+                mend = f"did you mean {shown(near)}?" if near else f"the classes are {some};"
                 raise DataError(f"{where}: video {shown(video)} has the unknown label {shown(label)}; {mend} "
                                 "Correct it, or add it to the classes or to ignore_labels")
     return {name: number for number, name in enumerate(names)}
@@ -834,6 +851,8 @@ def read_features(
         features = read(regular_file(path))
     except DataError as error:
         raise DataError(str(error).replace(str(path), where, 1)) from None
+    except MemoryError:
+        raise DataError(f"{where}: takes more memory than there is; save it with np.save, to be mapped") from None
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror or error}); check the path") from None
     except Exception as error:  # the readers raise half a dozen types on damaged files
@@ -997,6 +1016,42 @@ class Dataset(VideoSet):
         return digest.hexdigest()
 
 # %% ../nbs/01_data.ipynb #ff4c7876
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux
+
+
+def memory_there() -> float:
+    "Bytes that this machine, or the container on it, has; infinite where that is not known."
+    found = [math.inf]
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(path).read_text()))
+    return min(found)
+
+
+@contextlib.contextmanager
+def in_memory_of(
+    folder: Path,  # for the message
+    numbers: int,  # of float32 that are wanted
+) -> Iterator[None]:
+    "Makes a `DataError` with the way out of a MemoryError."
+    try:
+        yield
+    except MemoryError:
+        size = f"{4 * numbers / 1e9:.1f} GB"
+        raise DataError(f"{folder}: the features take {size}, which is more memory than there is; write "
+                        '"in_memory": false in dataset.json, with .npy files') from None
+
+
+def check_memory(folder: Path, numbers: int) -> None:
+    "`DataError` when so many numbers of features do not fit in memory."
+    with in_memory_of(folder, numbers):
+        if 4 * numbers > min(memory_there(), 2**60):
+            raise MemoryError
+        np.empty(numbers, dtype=np.float32)  # asked for, not used: the system refuses now what it could not give
+
+
 def load_features(
     files: FeatureFiles,
     videos: Sequence[AnnotatedVideo],  # whose features to read
@@ -1007,8 +1062,16 @@ def load_features(
     reader_for(files.feature_format, str(files.folder))
     if not files.folder.is_dir():
         raise DataError(f"{files.folder}: no such folder; put one file of features a video there")
+    mapped = files.feature_format == "npy" and files.resize is None
+    if not in_memory and files.feature_format != "npy" and files.resize is None:
+        what = f"every window will unpack its whole .{files.feature_format} file"
+        warnings.warn(f"{files.folder}: in_memory is false, and {what}; save them with np.save, as .npy", stacklevel=3)
+    if in_memory and mapped:
+        sizes = [files.read(video.name).size for video in videos if files.path(video.name).exists()]
+        check_memory(files.folder, sum(sizes) + max(sizes, default=0))  # the largest twice: it is copied
     shapes: dict[str, tuple[int, int]] = {}
     kept: dict[str, np.ndarray] = {}
+    numbers = 0
     for video in videos:
         if not files.path(video.name).exists():
             note(report, "no features", video.name)
@@ -1017,7 +1080,11 @@ def load_features(
         check_features(features, f"{files.path(video.name)}: video {video.name!r}")
         shapes[video.name] = (features.shape[0], features.shape[1])
         if in_memory:
-            kept[video.name] = np.array(features, dtype=np.float32)
+            numbers += features.size
+            with in_memory_of(files.folder, numbers):
+                if not mapped:
+                    check_memory(files.folder, numbers)
+                kept[video.name] = np.array(features, dtype=np.float32)
     return shapes, kept
 
 
@@ -1166,9 +1233,11 @@ def load_dataset(
     channels = check_channels({name: shape[1] for name, shape in shapes.items()}, feature.get("dim"),
                               lambda name: f"{files.path(name)}: video {name!r}")
     scores = settings.get("video_scores")
+    with in_memory_of(files.folder, sum(steps * channels for steps, _ in shapes.values())):
+        array = join_features(kept, channels) if settings["in_memory"] else None
     dataset = Dataset(
-        folder, described.classes, place_videos(videos, grids, shapes, report), channels,
-        join_features(kept, channels) if settings["in_memory"] else None, report, files.read, resize=files.resize,
+        folder, described.classes, place_videos(videos, grids, shapes, report), channels, array, report, files.read,
+        resize=files.resize,
         annotations=find_part(folder, settings["annotations"]), protocol=settings.get("protocol"),
         video_scores=folder / scores if scores else None)
     return standardise(dataset) if standardised else dataset

@@ -3,9 +3,9 @@
     python tests/fuzz_readers.py --inputs 100000 --seed 0
 
 A valid file of each kind is changed: as what it means (a number becomes a list, a name leads out of the folder, a shape
-becomes huge) and as bytes. A reader may accept what comes out or raise `DataError` with a message that is one line,
-short and printable. Anything else fails: another exception, an input that takes longer than `--seconds` of processor
-time, and memory beyond `--megabytes`.
+becomes huge, a list becomes long and its texts too) and as bytes. A reader may accept what comes out or raise
+`DataError` with a message that is one line, short and printable. Anything else fails: another exception, an input that
+takes longer than `--seconds` of processor time, and memory beyond `--megabytes`.
 """
 
 import argparse
@@ -103,6 +103,33 @@ def change(tree: Any, chance: Random) -> Any:
     return box[0] if box else None
 
 
+def other(part: Any, number: int, chance: Random) -> Any:
+    """Nearly the same part of a tree: its texts long, its numbers a little larger."""
+    if isinstance(part, dict):
+        return {key: other(below, number, chance) for key, below in part.items()}
+    if isinstance(part, list):
+        return [other(below, number, chance) for below in part]
+    if isinstance(part, str):
+        return part * (900 // (len(part) or 1)) + "".join(chance.choices("ab", k=20))
+    return part + number * 1e-5 if isinstance(part, (int, float)) and not isinstance(part, bool) else part
+
+
+def enlarge(tree: Any, chance: Random) -> Any:
+    """The tree with one of its lists or objects, not an empty one, made long: of the same, or of long other parts."""
+    holder = chance.choice([holder for holder, _ in places([tree])])
+    parts = list(holder.values()) if isinstance(holder, dict) else list(holder)
+    times, alike = chance.choice([(2000, True), (30, False), (300, False)])
+    for number in range(1, times):
+        part = copy.deepcopy(parts[0]) if alike else other(parts[0], number, chance)
+        if alike and isinstance(part, dict) and "segment" in part:
+            part = part | {"segment": other(part["segment"], number, chance)}
+        if isinstance(holder, dict):
+            holder[f"more {number}" if alike else other("name", number, chance)[-200:]] = part
+        else:
+            holder.append(part)
+    return tree
+
+
 def dump(tree: Any) -> str:
     """JSON text; what is `Raw` stands there as it is."""
     raw: list[str] = []
@@ -151,6 +178,8 @@ def mutate_json(content: bytes, chance: Random) -> bytes:
     if how < 0.25:
         return mangle(content, chance)
     tree = json.loads(content)
+    if how > 0.99:
+        return dump(enlarge(tree, chance)).encode()
     for _ in range(chance.choice([1, 1, 1, 2, 4])):
         tree = change(tree, chance)
     text = dump(tree)
@@ -436,7 +465,8 @@ def write_valid(folder: Path) -> None:
         "by_class.json": {"class": ["run", "jump"], "results": {"a": [0.9, 0.1], "c": [0.5, 0.5]}},
         "videos.json": {"database": {"a": {"duration": 4.0, "fps": 10, "frames": 40, "steps": 40, "annotations": []}}},
         "run/metrics.json": {"epochs": 2, "average": 12.5, "mAP": {"0.5": 12.5}, "per_class": {"run": {"0.5": 1.0}},
-                             "seconds_train": 1.5, "source": "0123", "diversity": [{"part": "decoder", "layer": 1}]},
+                             "seconds_train": 1.5, "source": "0123", "test_instances": 3, "protocol": "all",
+                             "diversity": [{"part": "decoder", "layer": 1, "diversity": 0.5}]},
         "here/table9.json": {"table": "table9", "title": "A table.", "dataset": "x", "profile": "quick",
                              "seeds": [0, 1], "source": "0123", "claims": [claim],
                              "rows": [{"name": "base", "mAP": {"0.5": [1.0, 2.0]}, "average": [1.0, 2.0]}]},

@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -241,7 +242,7 @@ def in_measuring_again(world, kills):
     (found.folder / "detections.json").write_text("those of the other code")
     files = found.files | {"detections.json": study.file_sum(found.folder / "detections.json")}
     study.seal(found.folder, found.metrics | {"average": 99.0, "source": "older"}, files)
-    kill_until_done(world, "in measuring again", runs_root, world.specs[:1], kills, points=20)
+    kill_until_done(world, "in measuring again", runs_root, world.specs[:1], kills, points=19)  # there are 19
     world.compare(runs_root, world.specs[:1])
 
 
@@ -312,12 +313,52 @@ def a_worker(world, kills):
     require(len(study.runs(runs_root)) == 3, "a run is missing after the second call")
 
 
+def process_of(folder, data, runs_root):
+    "What torchrun starts twice: one run, the state kept after every epoch, the process's number left for the killer."
+    (Path(folder) / f"process {os.environ['RANK']}").write_text(str(os.getpid()))
+    study.train = functools.partial(study.train, save_seconds=0)
+    dataset = load_dataset(data)
+    spec = study.make_spec("tiny", "smoke", dataset, 0, SMALL | {"train.epochs": 30})
+    study.run(spec, dataset, runs_root=runs_root, device="cpu", progress=False)
+
+
+def in_two_processes(world, kills):
+    "A run under torchrun: either of its processes is killed, the other ends, and a second start ends in the same bits."
+    roots = [world.new_folder("together") for _ in range(2)]
+    ended_runs = dict.fromkeys(roots)
+    for runs_root, victim in ((roots[0], None), (roots[1], world.rng.randrange(2)), (roots[1], None)):
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+        process = subprocess.Popen([*start, "--process", str(world.folder), world.where[0], str(runs_root)],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        if victim is not None:
+            while not list(runs_root.glob(".*/state.pt")):
+                require(process.poll() is None, "the run under torchrun ended before its first epoch")
+                time.sleep(0.005)
+            os.kill(int((world.folder / f"process {victim}").read_text()), signal.SIGKILL)
+            world.killed(f"process {victim} of two")
+        said = process.communicate(timeout=200)[1]
+        require(bool(process.returncode) == (victim is not None), f"torchrun ended with {process.returncode}:\n{said}")
+        found = list(runs_root.glob("[!.]*"))
+        require(len(found) == (victim is None), f"{runs_root} holds {found}")
+        ended_runs[runs_root] = study.read_run(found[0]) if found else None
+    undisturbed, resumed = ended_runs.values()
+    for name in {*study.FILES} - {"history.csv"}:
+        require(resumed.file(name).read_bytes() == undisturbed.file(name).read_bytes(), f"{name}: other bytes")
+    histories = [run.history.drop(columns="seconds") for run in (undisturbed, resumed)]
+    require(histories[0].equals(histories[1]), "another history in two processes")
+    world.compared += 1
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60, help="how often to kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--process", nargs=3, help=argparse.SUPPRESS)  # what torchrun starts
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if options.process:
+        process_of(*options.process)
+        return 0
     started, rng = time.monotonic(), random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         try:
@@ -325,6 +366,8 @@ def main(argv=None):
             rounds = [in_training, in_writing, two_studies, in_measuring_again]
             if options.kills >= 50 and Path("/proc/self/stat").exists():
                 rounds.append(a_worker)  # it costs as much as all the others
+            if options.kills >= 16:  # torchrun takes longer to start than all of the short form
+                in_two_processes(world, 1)
             while world.budget > 0:
                 for attack in rounds:
                     if world.budget > 0:

@@ -1,5 +1,6 @@
 """The contracts of selfdetr.check: every fault is found beside every other, named and mended; segments from tables."""
 
+import difflib
 import json
 import math
 import tracemalloc
@@ -110,7 +111,7 @@ ENTRY = THING | st.fixed_dictionaries({
 SETTING = st.sampled_from("stride fps classes subsets resize min_seconds prefix ignore_labels y".split())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     entries=st.dictionaries(st.sampled_from("abcde"), ENTRY, max_size=5) | THING,
     changes=st.dictionaries(SETTING, THING, max_size=2),
@@ -306,6 +307,26 @@ def test_labels(folder):
     assert of(findings, "class without test instances").item == "class 'Run '"
     assert findings.classes.loc["run"].to_dict() == {"train": 4, "test": 1}
     assert {"unknown label"} == kinds(check_folder(folder, classes=["run", "jump"])) & {"unknown label"}
+
+
+def test_many_and_long_names_and_many_near_duplicates_take_little_work(folder, monkeypatch):
+    work, compare = [], difflib.get_close_matches
+
+    def counting(word, others, *more):
+        others = list(others)
+        work.append(len(word) * sum(map(len, others)))
+        return compare(word, others, *more)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counting)
+    long = [f"{'a' * 990}{i:04}" for i in range(30)]
+    short = [f"{'ab' * 28}{i:04}" for i in range(500)]
+    edit(lambda entries: entries["a"].update(annotations=[annotation(label, 1, 2) for label in long + short]))(folder)
+    for classes in (None, ["jump"] + long[:9], ["jump"] + short[:9]):
+        findings = check_folder(folder, **SMALL, classes=classes)
+        assert sum(finding.kind == "unknown label" for finding in findings.found) == 21 * (classes is not None)
+    assert sum(work) < 20_000_000  # a second; the long labels alone would take half a minute
+    edit(lambda entries: entries["a"].update(annotations=[annotation("jump", i / 1e5, 4) for i in range(500)]))(folder)
+    assert sum(finding.kind == "near duplicates" for finding in check_folder(folder, **SMALL).found) == 100
 
 
 def test_subsets_that_match_nothing_list_those_found(folder):

@@ -27,7 +27,7 @@ CONFIG = TrainConfig(epochs=3, batch=4, lr=1e-3, milestones=(2,), window=32, ove
 PLAIN_FIELDS = ("logits", "segments", "encoder_maps", "decoder_maps", "cross_maps", "mask")
 SEEDS = st.integers(0, 2**31 - 1)
 COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -118,7 +118,7 @@ def in_one_buffer(values, sizes):
         first += len(part)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(steps=st.integers(1, 150), sizes=st.lists(st.integers(0, 60), max_size=6))
 def test_parts_of_any_length_give_what_the_whole_gives(detector, files, steps, sizes):
     values = np.load(files[0])[:steps]
@@ -263,7 +263,7 @@ def test_frame_rates_that_varied_are_warned_of(detector, files):
     assert varied.detect(files[0], fps=10.0).equals(detector.detect(files[0], fps=10.0))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(steps=st.integers(1, 40), wanted=st.integers(1, 60))
 def test_resizing_is_that_of_pytorch(steps, wanted):
     values = np.random.default_rng(steps).standard_normal((steps, 3)).astype(np.float32)

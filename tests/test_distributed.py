@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -72,7 +73,9 @@ def test_a_run_of_two_processes_ends_near_that_of_one(two, tiny_folder):
     assert ranks[0]["history"].keys() == one["history"].keys()
     for name, values in one["history"].items():
         assert ranks[0]["history"][name] == pytest.approx(values, rel=1e-3), name
-    assert ranks[0]["weights"] == pytest.approx(one["weights"], abs=1e-3)
+    start, end, ours = (np.array(values) for values in (one["start"], one["weights"], ranks[0]["weights"]))
+    moved = np.abs(end - start)
+    assert np.abs(ours - end).max() < moved.max() / 20  # untrained weights are off by all of it
 
 
 def test_a_resumed_run_of_two_processes_is_the_undisturbed_one(two):
@@ -112,6 +115,12 @@ def test_a_study_run_of_two_processes_is_one_run_in_the_cache(tmp_path):
     for name in ("total", "class", "feedback_encoder"):
         assert two.history[name].to_list() == pytest.approx(one.history[name].to_list(), rel=1e-3)
     assert two.metrics["average"] == pytest.approx(one.metrics["average"], abs=0.5)
+
+
+def test_processes_that_do_not_share_the_runs_are_told_so_before_training(two):
+    found = [json.loads((two / f"{rank}.json").read_text())["apart"] for rank in (0, 1)]
+    assert all("not seen by all processes; put it on a file system that all share" in text for text in found), found
+    assert not list(two.glob("node */.*/state.pt"))
 
 
 def test_more_processes_than_windows_are_refused_by_all(two):

@@ -97,7 +97,7 @@ def test_killed_runs_and_studies_end_in_the_same_bits():
     done = subprocess.run(script, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     kills = json.loads(done.stdout.splitlines()[0])
-    assert kills["kills"] == 12 and "all equal" in done.stdout
+    assert kills["kills"] >= 12 and "all equal" in done.stdout  # both of two studies may be killed at once
     assert {"in training", "in writing", "in one of two studies", "in measuring again"} <= set(kills)
 
 

@@ -6,8 +6,10 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -401,6 +403,63 @@ def test_an_archive_that_claims_more_than_it_may(tmp_path, monkeypatch):
         refused(lambda name=name: data.read_features(tmp_path / name), "video 'a'", "would unpack to")
 
 
+# ---- more than there is
+
+
+def unresized(folder):
+    "Without the number of steps that every recording is brought to."
+    path = folder / "dataset.json"
+    path.write_text(path.read_text().replace('"resize": 32, ', ""))
+
+
+def test_what_does_not_fit_in_memory_is_refused_before_values_are_read(folder, monkeypatch):
+    unresized(folder)
+    looked_at, look = [], data.check_features
+    monkeypatch.setattr(data, "check_features", lambda *given: (looked_at.append(given), look(*given)))
+    monkeypatch.setattr(data, "memory_there", lambda: 4 * 40 * 4 * 4)  # of four recordings, and the largest is copied
+    assert load_dataset(folder).array.shape == (3 * 40 + 1, 4) and len(looked_at) == 3
+    monkeypatch.setattr(data, "memory_there", lambda: 4 * 40 * 4 * 4 - 1)
+    refused(lambda: load_dataset(folder), "features", '"in_memory": false', "more memory than there is")
+    assert len(looked_at) == 3 and len(load_dataset(folder, in_memory=False).videos) == 3
+    monkeypatch.setattr(data, "memory_there", lambda: 4 * 40 * 4 * 2)
+    with np.load(folder / "features" / "a.npz") as values:
+        for name in "bc":
+            np.savez_compressed(folder / "features" / f"{name}.npz", values["features"])
+    refused(lambda: load_dataset(folder, feature_format="npz"), '"in_memory": false')
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no limit of the address space holds")
+def test_a_sparse_file_under_a_limit_of_memory_is_a_data_error(folder):
+    np.lib.format.open_memmap(folder / "features" / "b.npy", "w+", np.float16, (250_000_000, 4))
+    unresized(folder)
+    script = f"""
+import resource
+from selfdetr import data
+data.check_features = lambda *_: print("values are read")
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, resource.RLIM_INFINITY))
+try:
+    data.load_dataset({str(folder)!r})
+except data.DataError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1 and '"in_memory": false' in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind, words", [("npz", "every window will unpack its whole .npz file"), ("npy", None)])
+def test_mapping_what_cannot_be_mapped_is_a_warning(folder, kind, words):
+    unresized(folder)
+    for name in "bc":
+        np.savez(folder / "features" / f"{name}.npz", features=np.load(folder / "features" / f"{name}.npy"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_dataset(folder, in_memory=False, feature_format=kind)
+    assert [str(one.message).split(", and ")[1].split(";")[0] for one in caught] == ([words] if words else [])
+    found = check.check_folder(folder, window=16, in_memory=False, feature_format=kind)
+    assert [row.what for row in found.found if "in_memory" in row.what] == (
+        ["in_memory is false, and every window unpacks its whole .npz file"] if words else [])
+
+
 class Harm:
     "Runs code when it is unpickled."
 
@@ -470,12 +529,13 @@ def test_values_of_a_spec(folder, keys, value):
     refused(lambda: study.read_run(folder / "run"), "spec.json")
 
 
-@pytest.mark.parametrize(
-    "key, value", [("epochs", "2"), ("epochs", 3), ("average", None), ("seconds_train", {}), ("source", 1)]
-)
+@pytest.mark.parametrize("key, value", [
+    ("epochs", "2"), ("epochs", 3), ("average", None), ("seconds_train", {}), ("source", 1), ("mAP", 3), ("mAP", {}),
+    ("mAP", {"0.5": "x"}), ("test_instances", None), ("protocol", None), ("diversity", [3]),
+    ("diversity", [{"part": "decoder"}])])  # fmt: skip
 def test_values_of_metrics(folder, key, value):
     change(folder / "run" / "metrics.json", key, value)
-    refused(lambda: study.read_run(folder / "run"), "metrics.json" if value != 3 else "history.csv")
+    refused(lambda: study.read_run(folder / "run"), "history.csv" if (key, value) == ("epochs", 3) else "metrics.json")
 
 
 @pytest.mark.parametrize("keys, value", [(["claims"], {}), (["claims", 0], 3), (["claims", 0, "text"], 3),
@@ -500,13 +560,20 @@ def calls(path):
             if isinstance(node, ast.Call):
                 given = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
                 yield ast.unparse(node.func), given
-            if isinstance(node, ast.Import | ast.ImportFrom):
+            if isinstance(node, ast.Import):
                 yield from ((f"import {a.name}", {}) for a in node.names)
-                yield f"import {getattr(node, 'module', None)}", {}
+                yield from ((f"import {a.name} as {a.asname}", {}) for a in node.names if a.asname)
+            if isinstance(node, ast.ImportFrom):
+                yield f"import {node.module}", {}
+                yield from ((f"from {node.module} import {a.name}", {}) for a in node.names)
 
 
 UNPICKLING = {"pd.read_pickle", "pandas.read_pickle", "joblib.load", "pickle.load", "torch.jit.load", "yaml.load"}
-RUNNING = {"eval", "exec"} | {f"import {name}" for name in ("pickle", "cPickle", "dill", "shelve", "marshal", "yaml")}
+MODULES = ("pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "yaml")
+RUNNING = {"eval", "exec"} | {f"import {name}" for name in MODULES}
+LOADING = {"torch": ("load", "jit", "hub"), "numpy": ("load",), "pandas": ("read_pickle",), "joblib": ("load",)}
+HIDDEN = {f"from {module} import {name}" for module, names in LOADING.items() for name in names}
+USUAL = {"import numpy as np", "import pandas as pd"}  # by other names their calls would not be seen
 
 
 def unsafe(path, package):
@@ -516,7 +583,8 @@ def unsafe(path, package):
             yield f"{name} without allow_pickle=False"
         if name == "torch.load" and given.get("weights_only") is not True:
             yield f"{name} without weights_only=True"
-        if name in UNPICKLING or package and name in RUNNING:
+        renamed = re.match(r"import (numpy|pandas|torch|joblib) as ", name) and name not in USUAL
+        if name in UNPICKLING | HIDDEN or renamed or package and name in RUNNING:
             yield name
 
 
@@ -540,6 +608,13 @@ def test_nothing_is_unpickled_anywhere():
         "torch.load(p, weights_only=False)",
         "from pickle import loads",
         "pd.read_pickle(p)",
+        "import pickle as p",
+        "from torch import load",
+        "from torch import load as read",
+        "from numpy import load",
+        "import torch as t",
+        "from joblib import load",
+        "from torch import hub",
     ],
 )
 def test_what_unpickles_would_be_found(tmp_path, text):

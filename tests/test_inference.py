@@ -22,7 +22,7 @@ def detections(draw, most=25):
     return pd.DataFrame([(v, float(s), float(s + w), c, p / 10) for v, s, w, c, p in rows], columns=COLUMNS)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(every=detections(), threshold=st.sampled_from([0.3, 0.75, 1.0]))
 def test_fused_windows_are_weighted_means(every, threshold):
     merged = merge(every, InferenceConfig(nms="hard"))
@@ -84,7 +84,7 @@ def test_other_layouts_are_refused_by_name(content, message):
         read_video_scores(content)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(found=detections(), top=st.integers(1, 3))
 def test_fused_scores_are_products_with_the_best_classes(found, top):
     scores = {"u": {"A": 0.2, "B": 0.5, "C": 0.3}, "v": {"A": 0.6, "B": 0.1, "C": 0.3}}

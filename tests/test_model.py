@@ -22,7 +22,7 @@ from selfdetr.model import ModelConfig, Output, SelfDETR
 from selfdetr.transformer import QueryAttention
 
 SEEDS = st.integers(0, 2**31 - 1)
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 def generator(seed):
@@ -329,7 +329,7 @@ def np_feedback(encoder_maps, decoder_maps, cross_maps, mask, config):
     return np.mean(encoder), by_layer.mean() if config.layers == "mean" else by_layer.sum()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     SEEDS,
     st.lists(st.integers(1, 6), min_size=1, max_size=3),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from selfdetr.study import source_hash
@@ -175,3 +176,7 @@ def test_an_executed_copy_shows_what_its_notebook_draws(path):
     draws = re.search(r"plot_|plt\.subplots", (ROOT / "nbs" / f"reproduce_{path.name}").read_text()) is not None
     shown = [output for cell in cells(path) for output in cell["outputs"] if "image/png" in output.get("data", {})]
     assert bool(shown) == draws, "pictures are lost with MPLBACKEND=Agg, or where they are closed before the cell ends"
+
+
+def test_no_property_fails_because_the_machine_is_busy():
+    assert hypothesis.settings().deadline is None  # of conftest.py, for every test

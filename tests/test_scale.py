@@ -1,6 +1,7 @@
 "Memory stays within the window, the batch or the recording at hand."
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -21,7 +22,8 @@ from selfdetr.trainer import loss_terms
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = ModelConfig(channels=4, classes=3, dim=16, heads=2, hidden=16, queries=5, decoder_layers=2, norm_groups=4)
-linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of a process are read from /proc")
+PEAKS = os.access("/proc/self/clear_refs", os.W_OK)
+linux = pytest.mark.skipif(not PEAKS, reason="peaks of a process are read from /proc, where they can be set back")
 
 
 def peak_apart(series, size, folder):
@@ -41,7 +43,7 @@ def test_a_training_step_of_the_paper_takes_under_a_third_of_what_it_may(tmp_pat
 def test_a_long_window_without_maps_does_not_hold_its_scores(tmp_path):
     steps, heads = 2048, 8
     scores = heads * steps**2 * 4 / 1e6
-    assert peak_apart("window-maps", steps, tmp_path) > scores > 2 * peak_apart("window", steps, tmp_path)
+    assert peak_apart("window-maps", steps, tmp_path) > 1.5 * scores > 2 * peak_apart("window", steps, tmp_path)
 
 
 def saved_for_backward(criterion, feedback, fast):

@@ -124,7 +124,7 @@ OVERRIDES = st.fixed_dictionaries(
 
 
 # The fixtures below hold for all examples of a test, which is what these tests want.
-examples = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @settings(examples, max_examples=60)
@@ -159,6 +159,37 @@ def test_an_unknown_override_is_named(key):
     with pytest.raises(ValueError, match="no such field") as caught:
         override(RunSpec(), {key: 1})
     assert repr(key) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [["a"], [[1]], [None], [1.5], [10**30]])
+def test_what_an_override_puts_into_a_list_is_checked(value):
+    for spec in (RunSpec(), override(RunSpec(), {"train.milestones": []})):
+        with pytest.raises(ValueError, match="override 'train.milestones'.*has to be like"):
+            override(spec, {"train.milestones": value})
+
+
+@pytest.mark.parametrize("seed", ["-1", "1" * 23])
+def test_a_seed_that_cannot_be_one_is_refused_before_anything_is_made(tiny_folder, tmp_path, capsys, seed):
+    options = [str(tiny_folder), "--profile", "smoke", "--seed", seed, "--runs", str(tmp_path / "runs")]
+    assert study.main(options) == 2 and not (tmp_path / "runs").exists()
+    assert f"error: seed {seed}: give a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("said, words", [
+    ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set; .*torchrun"),
+    ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train"}, "SLURM_NTASKS is 4, .*torchrun.*--ntasks=1"),
+])  # fmt: skip
+def test_processes_that_nobody_started_are_one_error_and_not_a_long_wait(tiny, tmp_path, monkeypatch, said, words):
+    monkeypatch.setattr(study, "make_fabric", lambda _: pytest.fail("waits for the others"))
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    spec = study.make_spec("tiny", "smoke", tiny)
+    with pytest.raises(ValueError, match=words):
+        study.run(spec, tiny, runs_root=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    for name, value in (("SLURM_JOB_NAME", "bash"), ("WORLD_SIZE", "1"), ("TORCHELASTIC_RUN_ID", "x")):
+        monkeypatch.setenv(name, value)
+    study.check_start()
 
 
 def test_unknown_names_stop_a_table_before_any_training(tiny_folder, tmp_path, monkeypatch):

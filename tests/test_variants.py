@@ -87,7 +87,7 @@ def by_definition(value, time, weight, mask):
     return torch.einsum("bqhs,bshc->bqhc", dense, value).flatten(2), dense.mean(2)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31 - 1), st.integers(1, 3), st.integers(1, 9), st.integers(1, 5), st.integers(1, 4))
 def test_taps_are_linear_interpolation_and_so_are_their_gradients(seed, batch, steps, heads, points):
     g = torch.Generator().manual_seed(seed)
@@ -112,7 +112,7 @@ def test_taps_are_linear_interpolation_and_so_are_their_gradients(seed, batch, s
 # ---- relational attention
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31 - 1))
 def test_the_relation_pair_by_pair(seed):
     "Some queries are copies of others, in the same place (never attended) or far from it (attended)."

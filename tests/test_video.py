@@ -155,7 +155,7 @@ def test_frames_at_uneven_times_are_shown_for_as_long_as_they_were(tmp_path):
     assert 88 <= len(bright) <= 91 and np.flatnonzero(bright).tolist() == list(range(30, 45))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(gaps=st.lists(st.floats(0.001, 0.3), min_size=0, max_size=30), fps=st.floats(2, 70), begin=st.floats(-1, 100))
 def test_at_rate_is_what_is_on_screen(gaps, fps, begin):
     times = np.concatenate([[0.0], np.cumsum(gaps)])
@@ -167,7 +167,7 @@ def test_at_rate_is_what_is_on_screen(gaps, fps, begin):
     assert abs(len(shown) / fps - (times[-1] + 0.75 * interval)) <= 1 / fps + 1e-6
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(fps=st.sampled_from([10, 23.976, 24, 25, 29.97, 30, 50, 59.94, 60, 119.88]), frames=st.integers(1, 3000),
        digits=st.sampled_from([3, 4, 9]))
 def test_rounded_time_stamps_neither_double_nor_drop_a_frame(fps, frames, digits):
@@ -177,7 +177,7 @@ def test_rounded_time_stamps_neither_double_nor_drop_a_frame(fps, frames, digits
 
 # Steps: as many as there are whole snippets, and what is in them.
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(frames=st.integers(0, 90), snippet=st.integers(1, 20), stride=st.integers(1, 24), batch=st.integers(1, 9))
 def test_snippets_of_every_length(frames, snippet, stride, batch):
     pictures = [torch.full((3, 1, 1), i) for i in range(frames)]

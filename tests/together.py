@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
-from selfdetr import denoising
+from selfdetr import denoising, study
 from selfdetr.data import Batch, load_dataset, training_windows
 from selfdetr.denoising import make_criterion
 from selfdetr.feedback import FeedbackConfig
@@ -76,12 +76,13 @@ def whole_run(data: str, folder: str | None, epochs: int = 3, batch: int = 0, de
     model = make_model(ModelConfig(**{**SIZES, "denoising": denoising, "dropout": 0.1 if folder else 0.0}))
     windows = training_windows(load_dataset(data), 32, 0.25)
     batch = batch or len(windows) // 2 * 2 - 1  # odd: parts of different size
-    config = TrainConfig(epochs=epochs, batch=batch, window=32)
-
+    config = TrainConfig(epochs=epochs, batch=batch, window=32, lr=1e-2)
+    start = torch.cat([p.detach().flatten() for p in model.parameters()])
     history = train(model, windows, make_criterion(LossConfig(), model), config=config, device="cpu", folder=folder,
                     save_seconds=0, progress=False)  # fmt: skip
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    return {"history": history.drop(columns="seconds").to_dict("list"), "weights": weights.tolist()}
+    lists = {"start": start.tolist(), "weights": weights.tolist()}
+    return {"history": history.drop(columns="seconds").to_dict("list"), **lists}
 
 
 def main(out: Path, data: str) -> None:
@@ -100,6 +101,11 @@ def main(out: Path, data: str) -> None:
         whole_run(data, None, batch=1)
     except ValueError as error:
         found["refused"] = str(error)
+    dataset = load_dataset(data)
+    try:  # as on machines that do not share the folder
+        study.run(study.make_spec(data, "smoke", dataset), dataset, "", out / f"node {rank}", "cpu", progress=False)
+    except ValueError as error:
+        found["apart"] = str(error)
     (out / f"{rank}.json").write_text(json.dumps(found))
 
 
