@@ -676,7 +676,8 @@ def check_start() -> None:
 
 def check_shared(fabric: Fabric, folder: Path) -> None:
     "`ValueError` in all processes unless all of them see a folder that the first one has."
-    if fabric.all_reduce(torch.tensor(float(folder.is_dir())), reduce_op="sum") < fabric.world_size:
+    seen: Any = fabric.all_reduce(torch.tensor(float(folder.is_dir())), reduce_op="sum")
+    if seen < fabric.world_size:
         raise ValueError(f"{folder}: not seen by all processes; put it on a file system that all share")
 
 
