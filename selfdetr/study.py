@@ -1158,7 +1158,8 @@ def write_claims(results: str | Path = "results") -> Path:
     text = ["# What holds\n"]
     text.append("Every claim by data set: the effect, paired by seed, with its 95 % interval, and what that says.\n")
     counts = pd.Series([c["verdict"] for t in tables for c in t["claims"]], dtype=str).value_counts()
-    text.append(", ".join(f"{n} {v}" for v, n in counts.items()) + ".\n")
+    text.append(", ".join(f"{n} {v}" for v, n in counts.items()) + ". Each is judged by itself: of a hundred claims "
+                "about differences that are not there, some five miss zero by chance.\n")
     for name in sorted({t["table"] for t in tables}):
         mine = [t for t in tables if t["table"] == name]
         text.append(f"## {mine[0]['title'].rstrip('.')}\n")
