@@ -286,6 +286,7 @@ def test_arguments_come_before_dataset_json(folder):
     assert other.classes == ("jump",) and len(other.report["ignored"]) == 5
 
 
+@pytest.mark.filterwarnings("ignore:.*every window will unpack")
 @pytest.mark.parametrize("feature_format", ["npy", "npz", "pt"])
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_formats_and_orders_give_the_same_data(folder, dataset, feature_format, in_memory):

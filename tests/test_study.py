@@ -459,6 +459,7 @@ def test_a_finished_run_needs_no_device_unless_processes_belong_together(finishe
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):  # torchrun: the first process asks the cache for all
         with monkeypatch.context() as patch, pytest.raises(ValueError, match="'cuda' is not here"):
             patch.setenv(name, "2")
+            patch.setenv("TORCHELASTIC_RUN_ID", "x")
             study.run(finished.spec, tiny, **where)
 
 
