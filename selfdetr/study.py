@@ -753,7 +753,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"selfdetr-train: error: {error}", file=sys.stderr)
         return 2
-    if is_first():
+    finally:
+        first = is_first()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # its threads would otherwise race with the interpreter's end
+    if first:
         print(f"{found.folder}: average mAP {found.metrics['average']:.2f} %")
     return 0
 
