@@ -844,8 +844,8 @@ LOST = "a worker process was killed by the system (is memory short? try fewer wo
 def in_workers(jobs: Sequence[tuple], workers: int) -> list[str | None]:
     "What `attempt` returns for each tuple of its arguments; `LOST` for all of them when a worker was killed."
     # Idle workers hold half a gigabyte each, and a child process that ends waits for them: they go after ten seconds.
-    parallel = Parallel(n_jobs=workers, backend="loky", idle_worker_timeout=10)
     try:
+        parallel = Parallel(n_jobs=workers, backend="loky", idle_worker_timeout=10)
         return list(parallel(delayed(attempt)(*job) for job in jobs))
     except BrokenProcessPool:
         return [LOST for _ in jobs]
