@@ -29,10 +29,12 @@ from .data import write_whole
 
 # %% ../nbs/15_plots.ipynb #f711a936
 TRUTH, PLAIN, MENDED = "#D55E00", "#666666", "#009E73"  # ground truth; the model without feedback; with both
-METHOD_COLOURS = dict.fromkeys(("baseline", "detr", "no feedback", "without feedback"), PLAIN)
-METHOD_COLOURS |= dict.fromkeys(("both", "self-detr", "detr + feedback"), MENDED)
-METHOD_COLOURS |= {"encoder": "#0072B2", "decoder": "#E69F00"}
-METHOD_COLOURS |= {"rtd": "#CC79A7", "tadtr": "#56B4E9", "react": "#332288", "dino": "#000000"}
+METHOD_COLOURS = (
+    dict.fromkeys(("baseline", "detr", "no feedback", "without feedback"), PLAIN)
+    | dict.fromkeys(("both", "self-detr", "detr + feedback"), MENDED)
+    | {"encoder": "#0072B2", "decoder": "#E69F00"}
+    | {"rtd": "#CC79A7", "tadtr": "#56B4E9", "react": "#332288", "dino": "#000000"}
+)
 OTHER_COLOURS = ("#8073AC", "#DDCC77", "#882255", "#117733", "#CC79A7", "#56B4E9", "#332288", "#000000", "#A6761D")
 
 
