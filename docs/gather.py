@@ -124,6 +124,7 @@ def constants(module: str) -> str:
         if names:
             code = indent("\n".join(lines[node.lineno - 1 : node.end_lineno]), " " * 6)
             head = f".. py:data:: {names[0]}\n   :module: selfdetr.{module}\n"
+            head += "   :no-index:\n" if isinstance(node, ast.AugAssign) else ""  # more of what stands above
             parts.append(f"{head}\n   .. code-block:: python\n\n{code}\n")
     return "## Values and types\n\n```{eval-rst}\n" + "\n".join(parts) + "```\n" if parts else ""
 
