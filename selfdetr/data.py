@@ -10,14 +10,14 @@ __all__ = ['LARGEST_TEXT', 'DEEPEST', 'HALF', 'CONTROL', 'OUTSIDE', 'FULL', 'CLO
            'read_json', 'inside', 'video_name', 'cannot_write', 'check_writable', 'sync_folder', 'remove_dead_parts',
            'write_whole', 'finite_number', 'class_name', 'parse_instance', 'check_like', 'config_from', 'report_line',
            'note', 'clean_instances', 'usual_subsets', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations',
-           'similar_name', 'label_index', 'parse_entry', 'read_database', 'read_annotations', 'check_setting',
-           'read_settings', 'all_settings', 'find_part', 'grid_for', 'check_archive', 'check_header', 'read_npy',
-           'read_npz', 'read_pt', 'reader_for', 'read_features', 'resize_features', 'FeatureFiles', 'drop_pages',
-           'in_blocks', 'check_features', 'check_channels', 'Video', 'Dataset', 'memory_there', 'in_memory_of',
-           'check_memory', 'load_features', 'join_features', 'place_videos', 'check_splits', 'mean_and_deviation',
-           'standardise', 'without_classes', 'describe_videos', 'load_dataset', 'check', 'window_starts',
-           'window_targets', 'Batch', 'Windows', 'targets_in_turn', 'make_windows', 'training_windows', 'test_windows',
-           'end_of', 'windows_of']
+           'similar_name', 'label_index', 'other_forms', 'parse_entry', 'read_database', 'read_annotations',
+           'check_setting', 'read_settings', 'all_settings', 'find_part', 'grid_for', 'check_archive', 'check_header',
+           'read_npy', 'read_npz', 'read_pt', 'reader_for', 'read_features', 'resize_features', 'FeatureFiles',
+           'drop_pages', 'in_blocks', 'check_features', 'check_channels', 'Video', 'Dataset', 'memory_there',
+           'in_memory_of', 'check_memory', 'load_features', 'join_features', 'place_videos', 'check_splits',
+           'mean_and_deviation', 'standardise', 'without_classes', 'describe_videos', 'load_dataset', 'check',
+           'window_starts', 'window_targets', 'Batch', 'Windows', 'targets_in_turn', 'make_windows', 'training_windows',
+           'test_windows', 'end_of', 'windows_of']
 
 # %% ../nbs/01_data.ipynb #68c0735c
 import contextlib
@@ -35,6 +35,7 @@ import reprlib
 import secrets
 import stat
 import time
+import unicodedata
 import warnings
 import zipfile
 from collections import Counter
@@ -573,6 +574,18 @@ def label_index(
                 raise DataError(f"{where}: video {shown(video)} has the unknown label {shown(label)}; {mend} "
                                 "Correct it, or add it to the classes or to ignore_labels")
     return {name: number for number, name in enumerate(names)}
+
+# %% ../nbs/01_data.ipynb #0c100002
+def other_forms(
+    names: Iterable[str],
+    known: Iterable[str],
+) -> dict[str, str]:  # name -> known name, of those that are equal but for their Unicode form, and not the same
+    "Names that are not known as they are written, but in one other Unicode form."
+    exact, by_form = set(known), dict[str, set[str]]()
+    for name in exact:
+        by_form.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
+    meant = {name: by_form.get(unicodedata.normalize("NFC", name), set()) for name in names if name not in exact}
+    return {name: min(found) for name, found in meant.items() if len(found) == 1}
 
 # %% ../nbs/01_data.ipynb #b95c5135
 def parse_entry(
