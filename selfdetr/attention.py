@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONG', 'split_heads', 'hide_keys', 'keep', 'drop', 'Dropout', 'attend', 'attend_blindly', 'in_tiles', 'SelfAttention',
-           'relative_positions', 'RelativeSelfAttention', 'attend_read_late']
+           'relative_positions', 'RelativeSelfAttention']
 
 # %% ../nbs/03_attention.ipynb #0467fa26
 import math
@@ -66,8 +66,9 @@ def attend(
     mask: Tensor | None = None,  # (batch or 1, 1, queries or 1, keys) bool, True = never attended
     dropout: float = 0.0,  # probability of dropping an entry of the map on its way to the output
     maps: bool = True,  # False: the map returned is empty, (batch, 0, keys)
+    after_dropout: bool = True,  # which map: the one that multiplies the values, or the probabilities before dropout
 ) -> tuple[Tensor, Tensor]:  # output (batch, queries, heads * value channels), map (batch, queries, keys)
-    "Attention of all heads and its map, averaged over heads and read before dropout (Eq. 1)."
+    "Attention of all heads and its map, averaged over heads (Eq. 1)."
     no_map = q.new_empty(len(q), 0, k.shape[2])
     if not maps and (q.device.type != "cpu" or in_tiles(q, k, v, dropout)):
         return attend_blindly(q, k, v, mask, dropout), no_map
@@ -75,8 +76,9 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)
     probabilities = scores.softmax(-1)
-    output = (drop(probabilities, dropout) @ v).transpose(1, 2).flatten(2)
-    return output, probabilities.mean(1) if maps else no_map
+    dropped = drop(probabilities, dropout)
+    output = (dropped @ v).transpose(1, 2).flatten(2)
+    return output, (dropped if after_dropout else probabilities).mean(1) if maps else no_map
 
 # %% ../nbs/03_attention.ipynb #fd08d9a6
 def attend_blindly(
@@ -107,6 +109,7 @@ class SelfAttention(nn.Module):
     "Multi-head self-attention with separate content and position inputs; returns its map (Eq. 1)."
 
     attend = staticmethod(attend)
+    after_dropout = True  # where the map is read; a model sets it by its configuration
 
     def __init__(
         self,
@@ -137,7 +140,8 @@ class SelfAttention(nn.Module):
         maps: bool = True,  # False: the map is empty
     ) -> tuple[Tensor, Tensor]:  # output (batch, steps, dim), map (batch, steps, steps)
         q, k, v = self.project(x, position)
-        output, attention_map = self.attend(q, k, v, hide_keys(mask), self.dropout if self.training else 0.0, maps)
+        dropout = self.dropout if self.training else 0.0
+        output, attention_map = self.attend(q, k, v, hide_keys(mask), dropout, maps, self.after_dropout)
         return self.out_proj(output), attention_map
 
 # %% ../nbs/03_attention.ipynb #e6882ec9
@@ -181,14 +185,5 @@ class RelativeSelfAttention(SelfAttention):
         added_up = dropped.new_zeros(*q.shape[:3], 2 * self.clip + 1).scatter_add(-1, index, dropped)
         output = (dropped @ v + added_up @ self.relative_value).transpose(1, 2).flatten(2)
         no_map = x.new_empty(len(x), 0, x.shape[1])
-        return self.out_proj(output), probabilities.mean(1) if maps else no_map
-
-# %% ../nbs/03_attention.ipynb #cdc90690
-def attend_read_late(q, k, v, mask=None, dropout=0.0, maps=True) -> tuple[Tensor, Tensor]:
-    "What `attend` gives, but the map as dropout left it."
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    if mask is not None:
-        scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)
-    dropped = drop(scores.softmax(-1), dropout)
-    output = (dropped @ v).transpose(1, 2).flatten(2)
-    return output, dropped.mean(1) if maps else q.new_empty(len(q), 0, k.shape[2])
+        read = dropped if self.after_dropout else probabilities
+        return self.out_proj(output), read.mean(1) if maps else no_map

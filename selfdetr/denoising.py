@@ -189,7 +189,7 @@ class DINO(SelfDETR):
             raise ValueError("ModelConfig.denoising is 0, which makes a SelfDETR: call make_model(config)")
         super().__init__(config)
         del self.anchors  # proposals take their place
-        self.noise, self.decoder.look_forward_twice = noise, True
+        self.noise = noise
         self.content = nn.Parameter(torch.randn(config.queries, config.dim))
         self.label_embedding = nn.Embedding(config.classes, config.dim)
         self.proposals = Proposals(config.dim, config.classes, config.queries)

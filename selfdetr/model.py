@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from .attention import attend_read_late
 from .data import DataError, brief, config_from, read_json, regular_file, write_whole
 from .deformable import DeformableAttention
 from .transformer import Decoder, DecoderOutput, logit, make_encoder, sine_embedding, step_positions
@@ -45,7 +44,8 @@ class ModelConfig:
     decoder_self_attention: str = "standard"  # "standard", "relational" (ReAct) or "none"
     encoder_attention: str = "standard"  # "standard", "relative" (Table 5), "mlp" (RTD-Net), "deformable", "none"
     cross_attention: str = "standard"  # of the decoder: "standard" or "deformable" (TadTR)
-    maps: str = "before"  # maps are read "before" the dropout of attention, or "after" it as in the reference
+    maps: str = "after"  # maps are read "after" the dropout of attention, as in the reference, or "before" it
+    look_forward_twice: bool = True  # a layer's loss also reaches the correction of the layer before (04_transformer)
     denoising: int = 0  # denoising queries of a window in training; above 0 the model is a DINO (10_denoising)
 
     def __post_init__(self):
@@ -61,8 +61,6 @@ class ModelConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"ModelConfig.{name} is {getattr(self, name)!r}; choose one of {allowed}")
-        if self.maps == "after" and self.encoder_attention == "relative":
-            raise ValueError("ModelConfig: relative attention reads its maps before dropout only")
         if self.encoder_layers < 0 or self.denoising < 0 or not 0 <= self.dropout < 1:
             raise ValueError("ModelConfig: encoder_layers and denoising must be >= 0 and dropout in [0, 1)")
         if not self.encoder_layers and self.encoder_attention not in ("standard", "none"):
@@ -144,20 +142,21 @@ class SelfDETR(nn.Module):
         self.input_projection = InputProjection(c.channels, c.dim, c.norm_groups)
         sizes = (c.dim, c.heads, c.hidden, c.dropout)
         self.encoder = make_encoder(c.encoder_attention, c.encoder_layers, *sizes)
-        self.decoder = Decoder(c.decoder_layers, *sizes, c.decoder_self_attention, c.cross_attention)
+        kinds = (c.decoder_self_attention, c.cross_attention)
+        self.decoder = Decoder(c.decoder_layers, *sizes, *kinds, c.look_forward_twice)
         self.class_head = nn.Linear(c.dim, c.classes)
         self.anchors = nn.Parameter(torch.randn(c.queries, 2))  # logits of (centre, width)
         self.reset_transformer()
-        for module in self.modules() if c.maps == "after" else ():
-            if hasattr(module, "attend"):
-                module.attend = attend_read_late  # type: ignore[assignment]
+        for module in self.modules():
+            if hasattr(module, "after_dropout"):
+                module.after_dropout = c.maps == "after"  # type: ignore[assignment]
 
     def reset_transformer(self):
-        "Xavier matrices; sampling as it starts; zero last layer of the segment head; class probabilities of 0.01."
-        for part in (self.encoder, self.decoder):
-            for parameter in part.parameters():
-                if parameter.dim() > 1:
-                    nn.init.xavier_uniform_(parameter)
+        "Xavier matrices, not in the segment head, whose last layer is zero; sampling as it starts; scores of 0.01."
+        matrices = {n: p for n, p in self.named_parameters() if n.startswith(("encoder.", "decoder.")) and p.dim() > 1}
+        for name, parameter in matrices.items():
+            if not name.startswith("decoder.segment_head."):
+                nn.init.xavier_uniform_(parameter)
         for module in self.modules():
             if isinstance(module, DeformableAttention):
                 module.reset_sampling()
@@ -243,7 +242,8 @@ OLD_NAMES: dict[str, dict[Any, str]] = {  # what stands in the files of earlier 
 def new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     "The values of a model's configuration, those of earlier versions by their names of now."
     old = {name: value for name, value in values.items() if name in OLD_NAMES and isinstance(value, (bool, str))}
-    return {**values, **{name: OLD_NAMES[name].get(value, value) for name, value in old.items()}}
+    before = {"look_forward_twice": bool(values.get("denoising"))} if "maps" in values else {}
+    return {**before, **values, **{name: OLD_NAMES[name].get(value, value) for name, value in old.items()}}
 
 
 def read_config(path: str | Path) -> ModelConfig:

@@ -54,7 +54,7 @@ class FusedAttention(Function):
     "Attention of all heads with its averaged map, and the gradients of both."
 
     @staticmethod
-    def forward(ctx, q, k, v, mask, dropout, maps):
+    def forward(ctx, q, k, v, mask, dropout, maps, after_dropout):
         batch, heads, queries, channels = q.shape
         flat = [x.reshape(batch * heads, x.shape[2], -1) for x in (q * channels**-0.5, k, v)]
         scores = torch.bmm(flat[0], flat[1].mT).view(batch, heads, queries, -1)
@@ -66,7 +66,8 @@ class FusedAttention(Function):
         dropped = probabilities if kept is None else probabilities * kept
         output = torch.bmm(dropped.flatten(0, 1), flat[2]).view(batch, heads, queries, -1)
         ctx.save_for_backward(*flat, probabilities, kept)
-        attention_map = probabilities.mean(1) if maps else q.new_empty(batch, 0, k.shape[2])
+        ctx.after_dropout, read = after_dropout, dropped if after_dropout else probabilities
+        attention_map = read.mean(1) if maps else q.new_empty(batch, 0, k.shape[2])
         return output.transpose(1, 2).flatten(2), attention_map
 
     @staticmethod
@@ -79,22 +80,25 @@ class FusedAttention(Function):
         to_v = torch.bmm(dropped.flatten(0, 1).mT, to_output)
         del dropped
         to_p = torch.bmm(to_output, v.mT).view_as(probabilities)
+        to_read = to_map[:, None] / heads if to_map.shape[1] else to_p.new_zeros(())
+        if ctx.after_dropout:
+            to_p.add_(to_read)
         if kept is not None:
             to_p.mul_(kept)
-        if to_map.shape[1]:
-            to_p.add_(to_map[:, None], alpha=1 / heads)
+        if not ctx.after_dropout:
+            to_p.add_(to_read)
         to_scores = torch._softmax_backward_data(to_p, probabilities, -1, to_p.dtype).flatten(0, 1)
         del to_p
         to_q = torch.bmm(to_scores, k).mul_(q.shape[-1] ** -0.5)
         to_k = torch.bmm(to_scores.mT, q)
-        return *(x.view(batch, heads, x.shape[1], -1) for x in (to_q, to_k, to_v)), None, None, None
+        return *(x.view(batch, heads, x.shape[1], -1) for x in (to_q, to_k, to_v)), *[None] * 4
 
 
-def fused_attend(q, k, v, mask=None, dropout=0.0, maps=True) -> tuple[Tensor, Tensor]:
+def fused_attend(q, k, v, mask=None, dropout=0.0, maps=True, after_dropout=True) -> tuple[Tensor, Tensor]:
     "What `selfdetr.attention.attend` gives; the same random numbers are drawn."
     if len(q) != len(k) or not (maps or torch.is_grad_enabled()):
-        return attend(q, k, v, mask, dropout, maps)
-    return FusedAttention.apply(q, k, v, mask, dropout, maps)
+        return attend(q, k, v, mask, dropout, maps, after_dropout)
+    return FusedAttention.apply(q, k, v, mask, dropout, maps, after_dropout)
 
 # %% ../nbs/10_speed.ipynb #3db31342
 def fuse(model: nn.Module) -> None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODER_ATTENTION', 'QUERY_ATTENTION', 'CROSS_ATTENTION', 'sine_embedding', 'step_positions', 'logit', 'MLP',
-           'FeedForward', 'EncoderLayer', 'stack_maps', 'Encoder', 'MLPEncoder', 'make_encoder', 'QueryAttention',
-           'RelationalQueryAttention', 'CrossAttention', 'DecoderLayer', 'DecoderOutput', 'Decoder']
+           'FeedForward', 'EncoderLayer', 'stack_maps', 'start_alike', 'Encoder', 'MLPEncoder', 'make_encoder',
+           'QueryAttention', 'RelationalQueryAttention', 'CrossAttention', 'DecoderLayer', 'DecoderOutput', 'Decoder']
 
 # %% ../nbs/04_transformer.ipynb #05b3f8a4
 import math
@@ -102,13 +102,24 @@ def stack_maps(
     "The maps of all layers as one tensor."
     return torch.stack(tuple(maps)) if maps else rows.new_empty(0, len(rows), rows.shape[1], columns.shape[1])
 
+# %% ../nbs/04_transformer.ipynb #04c10002
+@torch.no_grad()
+def start_alike(layers: nn.ModuleList) -> nn.ModuleList:
+    "Give the layers of a stack the parameters of the first, as far as they have the same ones."
+    first = dict(layers[0].named_parameters()) if len(layers) else {}
+    for layer in layers[1:]:
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(first[name])
+    return layers
+
 # %% ../nbs/04_transformer.ipynb #c48de509
 class Encoder(nn.Module):
     "Encoder layers with content-scaled positions; returns the memory and one map a layer."
 
     def __init__(self, layers: int, dim: int, heads: int, hidden: int, dropout: float, attention: str = "standard"):
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout, attention) for _ in range(layers))
+        one_by_one = (EncoderLayer(dim, heads, hidden, dropout, attention) for _ in range(layers))
+        self.layers = start_alike(nn.ModuleList(one_by_one))
         self.position_scale = MLP(dim, dim, dim) if layers and attention != "none" else nn.Identity()
 
     def forward(
@@ -158,6 +169,7 @@ class QueryAttention(nn.Module):
     "Self-attention among action queries with separate projections of content and position."
 
     attend = staticmethod(attend)
+    after_dropout = True  # where the map is read; a model sets it by its configuration
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
@@ -181,7 +193,8 @@ class QueryAttention(nn.Module):
         v = split_heads(self.value(x), self.heads)
         q, k, v = (y.expand(max(batch, len(y)), -1, -1, -1) for y in (q, k, v))
         mask = None if query_mask is None else query_mask[:, None]
-        output, attention_map = self.attend(q, k, v, mask, self.dropout if self.training else 0.0, maps)
+        dropout = self.dropout if self.training else 0.0
+        output, attention_map = self.attend(q, k, v, mask, dropout, maps, self.after_dropout)
         return self.out_proj(output), attention_map
 
 # %% ../nbs/04_transformer.ipynb #04e50008
@@ -213,6 +226,7 @@ class CrossAttention(nn.Module):
     "Conditional cross-attention from queries to memory; content and position concatenated per head."
 
     attend = staticmethod(attend)
+    after_dropout = True  # where the map is read; a model sets it by its configuration
 
     def __init__(self, dim: int, heads: int, dropout: float, first: bool):
         super().__init__()
@@ -243,7 +257,7 @@ class CrossAttention(nn.Module):
         )
         dropout = self.dropout if self.training else 0.0
         v = split_heads(self.value(memory), self.heads)
-        output, attention_map = self.attend(q, k, v, hide_keys(mask), dropout, maps)
+        output, attention_map = self.attend(q, k, v, hide_keys(mask), dropout, maps, self.after_dropout)
         return self.out_proj(output), attention_map
 
 # %% ../nbs/04_transformer.ipynb #1e77ed4f
@@ -291,7 +305,7 @@ class DecoderOutput(NamedTuple):
 
     content: Tensor  # (layers, batch, queries, dim) normalised output of each layer
     anchors: Tensor  # (layers, batch, queries, 2) the anchors each layer started from, (centre, width) in [0, 1];
-    # with a gradient, to the correction that made them, only where the decoder looks forward twice
+    # they carry a gradient to the correction that made them where the decoder looks forward twice
     self_maps: Tensor  # (layers or 0, batch, queries, queries)
     cross_maps: Tensor  # (layers or 0, batch, queries, steps)
 
@@ -308,14 +322,13 @@ class Decoder(nn.Module):
         dropout: float,
         self_attention: str = "standard",  # "standard", "relational" or "none"
         cross_attention: str = "standard",  # "standard" or "deformable"
-        look_forward_twice: bool = False,  # the loss of a layer reaches the correction before it (DINO)
+        look_forward_twice: bool = True,  # the loss of a layer also reaches the correction before it
     ):
         super().__init__()
         self.look_forward_twice = look_forward_twice
-        self.layers = nn.ModuleList(
-            DecoderLayer(dim, heads, hidden, dropout, i == 0, self_attention, cross_attention)
-            for i in range(layers)
-        )
+        kinds = (self_attention, cross_attention)
+        one_by_one = (DecoderLayer(dim, heads, hidden, dropout, i == 0, *kinds) for i in range(layers))
+        self.layers = start_alike(nn.ModuleList(one_by_one))
         self.norm = nn.LayerNorm(dim)
         self.anchor_embedding = MLP(2 * dim, dim, dim)
         by_sine = cross_attention == "standard"  # no other kind looks at the centre's sine embedding

@@ -83,9 +83,7 @@ def reference(golden):
     return json.loads((golden / "reference.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def model(reference, fill):
-    model = SelfDETR().eval()
+def load_reference_weights(model, reference, fill):
     used = set()
     for name, parameter in model.named_parameters():
         theirs = reference_name(name)
@@ -94,6 +92,11 @@ def model(reference, fill):
         parameter.data = torch.from_numpy(value).reshape(parameter.shape)
     assert used == set(reference["parameters"])
     return model
+
+
+@pytest.fixture(scope="module")
+def model(reference, fill):
+    return load_reference_weights(SelfDETR().eval(), reference, fill)
 
 
 @pytest.fixture(scope="module")
