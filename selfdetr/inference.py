@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Whole', 'Features', 'DETECTOR_VERSION', 'InferenceConfig', 'top_scores', 'WindowBatch', 'detect_batch',
-           'in_seconds', 'each_batch', 'detect_windows', 'merge', 'whole_recordings', 'detect_dataset', 'name_classes',
-           'Recording', 'open_features', 'pieces_of', 'cut_windows', 'window_batches', 'detect_recordings', 'detect',
-           'fuse_windows', 'read_video_scores', 'fuse_scores', 'write_results', 'DetectorConfig', 'write_detector',
-           'save_detector', 'read_scale', 'read_detector']
+           'in_seconds', 'alone_steps', 'each_batch', 'detect_windows', 'suppress', 'merge', 'whole_recordings',
+           'detect_dataset', 'name_classes', 'Recording', 'open_features', 'pieces_of', 'cut_windows', 'window_batches',
+           'detect_recordings', 'detect', 'fuse_windows', 'read_video_scores', 'fuse_scores', 'write_results',
+           'DetectorConfig', 'write_detector', 'save_detector', 'read_scale', 'read_detector']
 
 # %% ../nbs/12_inference.ipynb #250526ee
 import json
@@ -55,16 +55,16 @@ class InferenceConfig:
     window: int = 128  # feature steps
     overlap: float = 0.25  # of test windows
     top: int = 200  # scores kept of a window
-    nms: str = "soft"  # "soft" (Gaussian), "hard", or "none"
+    nms: str = "soft"  # "soft" (Gaussian), "hard", "overlap" (hard, where windows overlap) or "none"
     sigma: float = 0.5  # of soft-NMS
     iou_threshold: float = 0.4  # of hard NMS
     min_score: float = 0.001  # detections below it are dropped
-    most: int = 200  # detections per class and recording
+    most: int = 200  # detections kept of a recording, over all classes
     batch: int = 32  # windows at a time; does not change the result
 
     def __post_init__(self):
-        if self.nms not in ("soft", "hard", "none"):
-            raise ValueError(f"InferenceConfig.nms is {self.nms!r}; choose 'soft', 'hard' or 'none'")
+        if self.nms not in ("soft", "hard", "overlap", "none"):
+            raise ValueError(f"InferenceConfig.nms is {self.nms!r}; choose 'soft', 'hard', 'overlap' or 'none'")
         for name, most in {"window": MOST_STEPS, "top": math.inf, "most": math.inf, "batch": math.inf}.items():
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"InferenceConfig.{name} is {getattr(self, name)}; it must be 1 to {most}")
@@ -92,6 +92,7 @@ class WindowBatch(NamedTuple):
     video: np.ndarray  # (windows,) number of the recording
     start: np.ndarray  # (windows,) first step in the recording
     valid: np.ndarray  # (windows,) steps that are not padding
+    alone: np.ndarray  # (windows, 2) steps from which and to which no other window covers the recording; or infinite
 
 
 @torch.no_grad()
@@ -99,7 +100,7 @@ def detect_batch(
     model: SelfDETR,
     batch: WindowBatch,
     config: InferenceConfig,
-) -> pd.DataFrame:  # columns video, start, end (steps of the recording), label, score; numbers
+) -> pd.DataFrame:  # columns video, start, end (steps of the recording), label, score, shared (bool); numbers
     "Raw detections in a batch of windows; the model is left in its mode."
     training, device = model.training, next(model.parameters(), torch.empty(0)).device
     model.eval()
@@ -109,7 +110,8 @@ def detect_batch(
     start, valid = batch.start[:, None, None], batch.valid[:, None, None]
     steps = start - 0.5 + valid * cw_to_se(segments.astype(np.float64))
     video = np.repeat(batch.video, scores.shape[1])
-    columns = {"start": steps[..., 0], "end": steps[..., 1], "label": labels, "score": scores}
+    shared = (steps[..., 0] < batch.alone[:, :1] - 0.5) | (steps[..., 1] > batch.alone[:, 1:] - 0.5)
+    columns = {"start": steps[..., 0], "end": steps[..., 1], "label": labels, "score": scores, "shared": shared}
     frame = pd.DataFrame({"video": video} | {name: values.ravel() for name, values in columns.items()})
     return frame[frame.score >= config.min_score]
 
@@ -131,19 +133,32 @@ def in_seconds(
 COLUMNS = ["video", "start", "end", "label", "score"]
 
 
+def alone_steps(
+    video: np.ndarray,  # (windows,) number of the recording, ascending
+    start: np.ndarray,  # (windows,) first step, ascending in each recording
+    valid: np.ndarray,  # (windows,) steps that are not padding
+) -> np.ndarray:  # (windows, 2)
+    "The steps from which and to which no other window covers the recording; infinite where there is no other."
+    alone = np.tile([-np.inf, np.inf], (len(video), 1))
+    same = np.flatnonzero(video[1:] == video[:-1])
+    alone[same + 1, 0], alone[same, 1] = (start + valid)[same], start[same + 1]
+    return alone
+
+
 def each_batch(
     model: SelfDETR,
     windows: Windows,
     config: InferenceConfig = InferenceConfig(),
-) -> Iterator[pd.DataFrame]:  # columns video (number, ascending), start, end (seconds), label (class number), score
+) -> Iterator[pd.DataFrame]:  # columns video (number, ascending), start, end (seconds), label, score, shared
     "Raw detections of one batch of windows after the other."
     grids, durations = zip(*((v.grid, v.duration) for v in windows.dataset.videos))
     order = np.argsort(windows.video, kind="stable")
+    place = windows.video[order], windows.start[order], windows.valid[order]
+    where = (*place, alone_steps(*place))
     for first in range(0, len(windows), config.batch):
-        i = order[first : first + config.batch]
-        features, mask, _ = windows.batch(i)
-        where = windows.video[i], windows.start[i], windows.valid[i]
-        found = detect_batch(model, WindowBatch(features, mask, *where), config)
+        chosen = slice(first, first + config.batch)
+        features, mask, _ = windows.batch(order[chosen])
+        found = detect_batch(model, WindowBatch(features, mask, *(each[chosen] for each in where)), config)
         yield in_seconds(found, grids, durations)
 
 
@@ -151,28 +166,40 @@ def detect_windows(
     model: SelfDETR,
     windows: Windows,
     config: InferenceConfig = InferenceConfig(),
-) -> pd.DataFrame:  # columns video (number), start, end (seconds), label (class number), score
+) -> pd.DataFrame:  # columns video (number), start, end (seconds), label (class number), score, shared (bool)
     "Raw detections of every window in the time of its recording, clipped to it; the model is left in its mode."
     parts = list(each_batch(model, windows, config))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS, dtype=float)
 
 
-def merge(
-    detections: pd.DataFrame,  # columns video, start, end, label, score; video and label as numbers
-    config: InferenceConfig = InferenceConfig(),
-) -> pd.DataFrame:  # the same columns, best first
-    "Suppress repeated detections of one class in one recording (soft or hard NMS)."
-    if detections.empty or config.nms == "none":
-        return detections.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+# %% ../nbs/12_inference.ipynb #12c10003
+def suppress(
+    detections: pd.DataFrame,  # columns video, start, end, label, score, and shared for "overlap"; not empty
+    config: InferenceConfig,
+) -> pd.DataFrame:  # in any order
+    "Detections without what repeats a better one of the same class and recording, or with lower scores."
     segments, scores = detections[["start", "end"]].to_numpy(), detections.score.to_numpy(dtype=np.float64)
     groups = detections.groupby(["video", "label"], sort=False).ngroup().to_numpy()
-    if config.nms == "hard":
-        kept = nms(segments, scores, groups, config.iou_threshold, config.most)
-        return detections.iloc[kept].reset_index(drop=True)
-    kept, lowered = soft_nms(
-        segments, scores, groups, sigma=config.sigma, min_score=config.min_score, max_keep=config.most
-    )
-    return detections.iloc[kept].assign(score=lowered).reset_index(drop=True)
+    if config.nms == "soft":
+        limits: dict[str, Any] = dict(sigma=config.sigma, min_score=config.min_score, max_keep=config.most)
+        kept, lowered = soft_nms(segments, scores, groups, **limits)
+        return detections.iloc[kept].assign(score=lowered)
+    touched = np.full(len(detections), config.nms == "hard")
+    if config.nms == "overlap":
+        touched = detections["shared"].to_numpy(dtype=bool)
+    rows = np.flatnonzero(touched)
+    kept = rows[nms(segments[rows], scores[rows], groups[rows], config.iou_threshold)]
+    return pd.concat([detections.iloc[kept], detections[~touched]])
+
+
+def merge(
+    detections: pd.DataFrame,  # columns video, start, end, label, score; video and label as numbers; see `suppress`
+    config: InferenceConfig = InferenceConfig(),
+) -> pd.DataFrame:  # columns video, start, end, label, score; best first
+    "Suppress repeated detections and keep the best of every recording."
+    found = suppress(detections, config) if len(detections) else detections
+    found = found[COLUMNS].sort_values("score", ascending=False, kind="stable")
+    return found[found.groupby("video").cumcount() < config.most].reset_index(drop=True)
 
 # %% ../nbs/12_inference.ipynb #5fe5b71d
 def whole_recordings(
@@ -276,21 +303,21 @@ def cut_windows(
     pieces: Iterable[np.ndarray],  # (steps, channels), consecutive
     length: int,  # steps of a window
     overlap: float,  # share of a window that the next one repeats
-) -> Iterator[tuple[int, np.ndarray]]:  # first step, and the (valid, channels) features from there on
+) -> Iterator[tuple[int, np.ndarray, tuple[float, float]]]:  # first step, (valid, channels), `alone` of WindowBatch
     "Test windows of features that come in pieces; no more than a window and a piece are held."
     hop = int(window_starts(length + 1, length, overlap, shift_last=False)[1])
     held: list[np.ndarray] = []
-    start = 0
+    start, before = 0, -math.inf
     for piece in pieces:
         held.append(piece)
         if sum(map(len, held)) > length:
             joint = np.concatenate(held)
             while len(joint) > length:
-                yield start, joint[:length]
-                start, joint = start + hop, joint[hop:]
+                yield start, joint[:length], (before, start + hop)
+                before, start, joint = start + length, start + hop, joint[hop:]
             held = [joint]
     if held:
-        yield start, np.concatenate(held)
+        yield start, np.concatenate(held), (before, math.inf)
 
 # %% ../nbs/12_inference.ipynb #0833f49f
 def window_batches(
@@ -301,18 +328,19 @@ def window_batches(
 ) -> Iterator[tuple[list[Recording], WindowBatch]]:  # the recording of each window; the batch
     "The windows of recordings, one recording after the other, in full batches."
     cut = (
-        (recording, number, start, values)
+        (recording, number, *window)
         for number, recording in enumerate(recordings)
-        for start, values in cut_windows(pieces_of(recording, channels, scale), config.window, config.overlap)
+        for window in cut_windows(pieces_of(recording, channels, scale), config.window, config.overlap)
     )
     while group := list(islice(cut, config.batch)):
-        owners, numbers, starts, parts = zip(*group)
+        owners, numbers, starts, parts, alone = zip(*group)
         valid = np.array([len(values) for values in parts])
         features = torch.zeros(len(parts), config.window, channels)
         for row, values in zip(features, parts):
             row[: len(values)] = torch.from_numpy(values)
         mask = torch.from_numpy(np.arange(config.window) >= valid[:, None])
-        yield list(owners), WindowBatch(features, mask, np.array(numbers), np.array(starts), valid)
+        where = np.array(numbers), np.array(starts), valid, np.array(alone)
+        yield list(owners), WindowBatch(features, mask, *where)
 
 
 def detect_recordings(

@@ -99,3 +99,30 @@ def test_fused_scores_are_products_with_the_best_classes(found, top):
     assert fused.score.is_monotonic_decreasing
     with pytest.raises(DataError, match="no class scores for video '[uv]'"):
         fuse_scores(found, pd.DataFrame([("w", "A", 1.0)], columns=["video", "label", "score"]))
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard", "overlap", "none"])
+def test_as_many_are_kept_of_a_recording_as_asked_for(kind):
+    "The reference keeps 200 of a video over all its classes, not of each class."
+    start = np.arange(600.0)
+    every = pd.DataFrame({"video": start % 2, "start": start, "end": start + 0.5, "label": start % 3})
+    every = every.assign(score=np.linspace(0.9, 0.1, 600), shared=True)
+    kept = merge(every, InferenceConfig(nms=kind))
+    assert list(kept.columns) == COLUMNS
+    assert kept.equals(every[COLUMNS].groupby("video").head(200).reset_index(drop=True))
+
+
+@settings(max_examples=60)
+@given(every=detections(), data=st.data())
+def test_overlap_deletes_only_where_two_windows_look(every, data):
+    "Against the definition: in the order of scores, delete what overlaps a kept one of the same kind, if both are shared."
+    shared = data.draw(st.lists(st.booleans(), min_size=len(every), max_size=len(every)))
+    kept: list[int] = []
+    segments = every[["start", "end"]].to_numpy()
+    for i in every.score.sort_values(ascending=False, kind="stable").index:
+        alike = [k for k in kept if shared[k] and (every.video[k], every.label[k]) == (every.video[i], every.label[i])]
+        if not shared[i] or not any(elementwise_iou(segments[i], segments[k]) > 0.4 for k in alike):
+            kept.append(i)
+    found = merge(every.assign(shared=shared), InferenceConfig(nms="overlap"))
+    assert sorted(found.itertuples(index=False)) == sorted(every.loc[kept, COLUMNS].itertuples(index=False))
+    assert found.score.is_monotonic_decreasing
