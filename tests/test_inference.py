@@ -115,7 +115,7 @@ def test_as_many_are_kept_of_a_recording_as_asked_for(kind):
 @settings(max_examples=60)
 @given(every=detections(), data=st.data())
 def test_overlap_deletes_only_where_two_windows_look(every, data):
-    "Against the definition: in the order of scores, delete what overlaps a kept one of the same kind, if both are shared."
+    "Against the definition: by falling score, delete what overlaps a kept one of its class, if both are shared."
     shared = data.draw(st.lists(st.booleans(), min_size=len(every), max_size=len(every)))
     kept: list[int] = []
     segments = every[["start", "end"]].to_numpy()
