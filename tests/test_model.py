@@ -18,7 +18,8 @@ from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.inference import InferenceConfig, detect_dataset
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.matcher import MatchCost, match
-from selfdetr.model import ModelConfig, Output, SelfDETR
+from selfdetr.model import ModelConfig, Output, SelfDETR, preset
+from selfdetr.speed import accelerate, release
 from selfdetr.transformer import QueryAttention
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -438,3 +439,38 @@ def test_diversity_is_a_distance_to_maps_of_equal_rows(seed, size, scale):
     order = torch.randperm(size, generator=g)
     assert_close(diversity(a[order][:, order]), expected, atol=1e-5, rtol=1e-4)
     assert diversity(same_row.expand(size, -1)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["self-detr", "tadtr", "react"])
+def test_it_starts_as_the_reference_does(name):
+    "Layers of a stack share their vectors and draw their own matrices; the segment head keeps PyTorch's start."
+    torch.manual_seed(0)
+    model = SelfDETR(preset(name, channels=8, dim=64, hidden=128, norm_groups=8))
+    for layers in (model.encoder.layers, model.decoder.layers):
+        first = dict(layers[0].named_parameters())
+        for layer in layers[1:]:
+            for key, value in layer.named_parameters():
+                same = torch.equal(value, first[key])
+                assert same if value.dim() == 1 or "sampling" in key or "attention_weights" in key else not same, key
+    head, dim = model.decoder.segment_head, model.config.dim
+    assert head[0].weight.abs().max() <= dim**-0.5 and head[0].bias.abs().max() > 0  # Xavier reaches (3 / dim) ** 0.5
+    assert not head[-1].weight.any() and not head[-1].bias.any()
+    assert model.encoder.layers[0].feed_forward.linear1.weight.abs().max() > dim**-0.5  # and here it is Xavier
+
+
+@pytest.mark.parametrize("encoder", ["standard", "relative"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_maps_of_training_are_read_where_the_configuration_says(encoder, fast):
+    sizes = dict(channels=8, dim=32, heads=4, hidden=64, queries=6, norm_groups=4, dropout=0.3)
+    features = torch.randn(2, 20, 8, generator=generator(0))
+    for maps in ("after", "before"):
+        torch.manual_seed(0)
+        model = SelfDETR(ModelConfig(**sizes, encoder_attention=encoder, maps=maps))
+        if fast:
+            accelerate(model, torch.device("cpu"))
+        for training in (True, False):
+            output = model.train(training)(features)
+            for found in (output.encoder_maps, output.decoder_maps, output.cross_maps):
+                ones = torch.isclose(found.sum(-1), torch.ones(()), atol=1e-4)
+                assert ones.all() if maps == "before" or not training else not ones.any()
+        release(model)
