@@ -955,6 +955,12 @@ class Segment(NamedTuple):
     subset: str | None
     duration: float | None
 
+    @property
+    def span(self) -> tuple[float, float]:
+        "Start and end in seconds; NaN for a recording without actions."
+        start, end = self.item["segment"] if self.item else (math.nan, math.nan)
+        return start, end
+
 # %% ../nbs/17_check.ipynb #5b1d07c2
 def time_of(values: Mapping[str, str], role: str, fps: float | None = None) -> float:
     "The time in one column of a row, in seconds. `DataError` begins with the column."
@@ -1040,32 +1046,32 @@ BEYOND, NEARLY_ALL = 1.0, 0.9  # seconds that a segment may end after its record
 
 
 def ends_after(row: Segment) -> bool:
-    "Whether a segment ends after the duration in its row, if it has both."
-    return bool(row.item and row.duration is not None and row.item["segment"][1] > row.duration + BEYOND)
+    "Whether a segment ends after the duration in its row."
+    return row.duration is not None and row.span[1] > row.duration + BEYOND
 
 
 def is_length(row: Segment, fps: float | None) -> bool:
     "Whether the duration in a row is the length of its segment, in seconds or frames."
-    length, told = np.diff(row.item["segment"])[0] if row.item else math.nan, row.duration or 0.0
-    return bool(abs(told - length) < 0.05 or (fps is not None and abs(told / fps - length) < 1.5 / fps))
+    length, told = row.span[1] - row.span[0], row.duration or 0.0
+    return abs(told - length) < 0.05 or (fps is not None and abs(told / fps - length) < 1.5 / fps)
 
 
 def settle_durations(
     segments: list[Segment], name: str, fps: float | None, named: bool, path: str | Path
 ) -> tuple[list[Segment], list[str]]:
-    "The segments with the durations of their recordings only, and what there is to say; `named`: not to be doubted."
+    "The segments with durations of recordings only, and what there is to say; `named`: the column is not doubted."
     both = [row for row in segments if row.item and row.duration is not None]
-    telling = [row for row in both if row.item and row.item["segment"][0] > 0.1]
-    lengths, after = sum(is_length(row, fps) for row in telling), sum(map(ends_after, telling))
-    other = sum(is_length(row, fps) or ends_after(row) for row in telling)
+    telling = [row for row in both if row.span[0] > 0.1]
+    after, lengths = sum(map(ends_after, telling)), sum(is_length(row, fps) for row in telling)
+    other = sum(ends_after(row) or is_length(row, fps) for row in telling)
     if telling and not named and other >= NEARLY_ALL * len(telling):
         own = "it is how long the segments last, not their recordings" if lengths >= NEARLY_ALL * other else ""
         why = own or f"{after} of {len(telling)} segments end after it"
         return [row._replace(duration=None) for row in segments], [f"column {shown(name)} is not used: {why}"]
-    bad = Found(str(path))
+    bad, mend = Found(str(path)), f"correct the times, or leave the column out: --ignore {shown(name)}"
     for row in filter(ends_after, both):
-        what = f"ends at {row.item['segment'][1]:g} s, after its recording of {row.duration:g} s" if row.item else ""
-        bad.add("row", str(row.line), what, mend=f"correct the times, or leave the column out: --ignore {name}")
+        what = f"ends at {row.span[1]:g} s, after its recording of {row.duration:g} s"
+        bad.add("row", str(row.line), what, mend=mend)
     refuse_lines(bad)
     seconds = both and fps is not None
     return segments, [f"column {shown(name)} is read as seconds, unlike start and end"] if seconds else []
@@ -1104,7 +1110,7 @@ def refuse_another(row: Segment, mine: Mapping[str, Any], path: str | Path) -> N
     if one_form(row.path).parent != one_form(mine["path"]).parent:
         name = "_".join([*filter(re.compile(r"\w").search, one_form(row.path).parent.parts[-3:]), row.video])
         what = f"{shown(row.path)} and, in line {mine['line']}, {shown(mine['path'])} would both be {shown(row.video)}"
-        mend = f"write a name of its own for each, such as {shown(name)}, and name its features so"
+        mend = f"write one path if they are one recording, else own names, such as {shown(name)}, and features of these"
         raise DataError(f"{path}, line {row.line}: {what}; {mend}")
 
 

@@ -688,7 +688,7 @@ def test_a_duration_that_contradicts_some_ends_is_an_error_of_its_lines(tmp_path
     with pytest.raises(DataError) as caught:
         import_segments(table, tmp_path / "x")
     message = str(caught.value)
-    assert "t.csv, line 5: ends at 70 s, after its recording of 9 s" in message and "--ignore duration" in message
+    assert "t.csv, line 5: ends at 70 s, after its recording of 9 s" in message and "--ignore 'duration'" in message
     assert not (tmp_path / "x").exists()
     import_segments(table, tmp_path / "x", ignore=["duration"])
     assert stored(tmp_path / "x")["d"]["duration"] == 70
