@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'KINDS', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV', 'SEGMENT_LINE', 'USUAL_ENTRY', 'Cut', 'LENGTHS',
-           'COLUMNS', 'MEDIA', 'LAST', 'FEATURES', 'Finding', 'shorten', 'Found', 'Findings', 'parse_leniently',
-           'settings_in_use', 'Places', 'places', 'name_layout', 'look_around', 'find_database', 'Entry', 'check_entry',
-           'readable_instances', 'used_instances', 'check_units', 'near_duplicates', 'check_subsets', 'near_spellings',
-           'check_labels', 'check_counts', 'affixes', 'guess_stems', 'explain_names', 'check_names', 'check_file',
-           'Recording', 'turned', 'check_channels_of', 'fitting_grid', 'check_lengths', 'spread', 'quantiles',
-           'grid_facts', 'cut_windows', 'longer_window', 'check_windows', 'round_to_steps', 'instance_table',
-           'check_resolution', 'Described', 'check_annotations', 'check_all_features', 'check_use', 'annotation_facts',
-           'check_folder', 'find_columns', 'Segment', 'parse_seconds', 'parse_row', 'read_rows', 'read_segments',
-           'draw_subsets', 'join_rows', 'subsets_of', 'length_from_features', 'duration_of', 'Imported',
-           'import_segments', 'add_check', 'add_import', 'check_command', 'import_command', 'main']
+           'COLUMNS', 'VIDEOS', 'SOUNDS', 'MEDIA', 'FIRST_BYTES', 'BEYOND', 'NEARLY_ALL', 'LAST', 'FEATURES', 'ABOVE_0',
+           'STEPS', 'RANGES', 'Finding', 'shorten', 'Found', 'Findings', 'parse_leniently', 'settings_in_use', 'Places',
+           'places', 'name_layout', 'look_around', 'find_database', 'Entry', 'check_entry', 'readable_instances',
+           'used_instances', 'check_units', 'near_duplicates', 'check_subsets', 'near_spellings', 'check_labels',
+           'check_counts', 'affixes', 'guess_stems', 'explain_names', 'check_names', 'check_file', 'Recording',
+           'turned', 'check_channels_of', 'fitting_grid', 'check_lengths', 'spread', 'quantiles', 'grid_facts',
+           'cut_windows', 'longer_window', 'check_windows', 'round_to_steps', 'instance_table', 'check_resolution',
+           'Described', 'check_annotations', 'check_all_features', 'check_use', 'annotation_facts', 'check_folder',
+           'refuse_unknown', 'find_columns', 'Segment', 'time_of', 'parse_row', 'refuse_other_formats', 'read_rows',
+           'refuse_lines', 'parse_rows', 'ends_after', 'is_length', 'settle_durations', 'read_segments', 'draw_subsets',
+           'one_form', 'refuse_another', 'join_rows', 'note_files', 'subsets_of', 'length_from_features', 'duration_of',
+           'Imported', 'import_segments', 'add_check', 'add_import', 'check_command', 'import_command', 'make_parser',
+           'run_one', 'main']
 
 # %% ../nbs/17_check.ipynb #1e9beb87
 import argparse
@@ -23,27 +26,30 @@ import hashlib
 import io
 import json
 import math
+import posixpath
 import re
-import sys
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from .command import (
+    Parser, argument, check_output, number, output_file, parse_rate, parse_time, run_command)
 from .data import (
-    DEFAULTS, LONGEST_COMPARED, READERS, RELEASES, SETTINGS, AnnotatedVideo, DataError, Dataset, FeatureFiles, Report,
-    TimeGrid, Windows, all_settings, brief, check_channels, check_features, choose_subsets, class_name, clean_instances,
-    end_of, find_part, finite_number, grid_for, in_blocks, label_index, parse_entry, parse_instance, parse_json,
-    place_videos, read_database, read_features, read_json, read_settings, read_text, shown, similar_name,
-    test_windows, training_windows, video_name, write_whole)
+    DEFAULTS, LONGEST_COMPARED, MOST_STEPS, READERS, RELEASES, SETTINGS, AnnotatedVideo, DataError, Dataset,
+    FeatureFiles, Report, TimeGrid, Windows, all_settings, brief, check_channels, check_features, choose_subsets,
+    class_name, clean_instances, end_of, find_part, finite_number, grid_for, in_blocks, label_index, parse_entry,
+    parse_instance, parse_json, place_videos, read_database, read_features, read_json, read_settings, read_text,
+    regular_file, shown, similar_name, test_windows, training_windows, video_name, write_whole)
 from .evaluation import PROTOCOLS, markdown_table
 from .segments import elementwise_iou
 
@@ -897,22 +903,36 @@ COLUMNS = {  # as they are usually called, with _ for all that is no letter
     "end": r"([tf]_?)?(end|stop)(_(time|sec|seconds|timestamp|frame))?|offset|to",
     "label": r"(label|class|action|event)(_(name|class))?|activity|category",
     "subset": r"subset|split|set",
-    "duration": r"(video_)?duration(_seconds)?",
+    "duration": r"(video_)?duration(_(s|sec|seconds))?",
 }
 
 
-def find_columns(header: Sequence[str], columns: Mapping[str, str], where: str) -> dict[str, int]:
-    "Which column is which, unless `columns` says so: role -> position. `DataError` for a missing or doubtful one."
+def refuse_unknown(columns: Mapping[str, str], ignore: Sequence[str], header: Sequence[str], where: str) -> None:
+    "`DataError` for what no column can be, and for a column to ignore that is not there."
+    for role in columns.keys() - COLUMNS.keys():
+        raise DataError(f"{where}: columns names {shown(role)}; write one of {', '.join(COLUMNS)}")
+    for name in ignore:
+        if name not in header:
+            what = f"there is no column {shown(name)} to ignore (found: {shorten(header, 20)})"
+            raise DataError(f"{where}: {what}; correct ignore=[...] (--ignore)")
+
+
+def find_columns(
+    header: Sequence[str], columns: Mapping[str, str], where: str, ignore: Sequence[str] = ()
+) -> dict[str, int]:  # role -> position
+    "Which column is which, unless `columns` says so. `DataError` for a missing or doubtful one."
+    header = [name.strip() for name in header]
+    refuse_unknown(columns, ignore, header, where)
     plain = [re.sub(r"\W+", "_", name.split("(")[0].strip().casefold()) for name in header]
     roles: dict[str, int] = {}
     for role, usual in COLUMNS.items():
         given = columns.get(role)
-        fits = [name.strip() == given for name in header] if given else [re.fullmatch(usual, name) for name in plain]
-        found = [i for i, fit in enumerate(fits) if fit]
+        fits = [name == given for name in header] if given else [re.fullmatch(usual, name) for name in plain]
+        found = [i for i, fit in enumerate(fits) if fit and header[i] not in ignore]
         say = f"say which it is: columns={{{role!r}: ...}} (--column {role}=...)"
         if len(found) > 1:
             two = " and ".join(shown(header[i]) for i in found)
-            raise DataError(f"{where}: columns {two} may both be the {role}; {say}")
+            raise DataError(f"{where}: columns {two} may both be the {role}; {say}, or ignore one (--ignore)")
         if found:
             roles[role] = found[0]
         elif given or role not in ("subset", "duration"):
@@ -921,49 +941,77 @@ def find_columns(header: Sequence[str], columns: Mapping[str, str], where: str) 
     return roles
 
 # %% ../nbs/17_check.ipynb #26ec45e9
-MEDIA = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".wav", ".csv", *(f".{kind}" for kind in READERS))
+VIDEOS = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .wmv .flv .3gp .ogv .vob".split())
+SOUNDS = tuple(".wav .mp3 .m4a .aac .flac .ogg".split())
+MEDIA = (*VIDEOS, *SOUNDS, ".csv", *(f".{kind}" for kind in READERS))
 
 
 class Segment(NamedTuple):
     "One row of a table of segments."
     line: int  # of the file, from 1
+    path: str  # of the recording, as the table has it
     video: str
     item: dict[str, Any] | None  # {"label", "segment"} in seconds; None for a recording without actions
     subset: str | None
     duration: float | None
 
-# %% ../nbs/17_check.ipynb #3e71d06f
-def parse_seconds(text: str, what: str) -> float:
-    "Seconds from a number or a clock time h:m:s."
-    try:
-        return sum(float(part) * 60.0**i for i, part in enumerate(reversed(text.split(":"))))
-    except (ValueError, OverflowError):
-        raise DataError(f"{what} is {shown(text)}; write a number, with a point, or h:m:s") from None
+    @property
+    def span(self) -> tuple[float, float]:
+        "Start and end in seconds; NaN for a recording without actions."
+        start, end = self.item["segment"] if self.item else (math.nan, math.nan)
+        return start, end
 
 # %% ../nbs/17_check.ipynb #5b1d07c2
+def time_of(values: Mapping[str, str], role: str, fps: float | None = None) -> float:
+    "The time in one column of a row, in seconds. `DataError` begins with the column."
+    try:
+        return parse_time(values[role], fps)
+    except DataError as error:
+        raise DataError(f"{role}: {error}") from None
+
+
 def parse_row(cells: Sequence[str], columns: Mapping[str, int], fps: float | None, line: int) -> Segment:
     "One row, of columns as `find_columns` found them. `DataError` without the place, which the caller knows."
     values = {role: cells[i].strip() for role, i in columns.items()}
-    path = Path(values["video"].replace("\\", "/"))
+    path = PurePosixPath(values["video"].replace("\\", "/"))
     video = video_name(path.stem if path.suffix.lower() in MEDIA else path.name, "")
     subset = class_name(values["subset"], "", "subset") if "subset" in values else None
-    duration = parse_seconds(values["duration"], "duration") if values.get("duration") else None
+    duration = time_of(values, "duration") if values.get("duration") else None
     item = None
     if any(values[role] for role in ("start", "end", "label")):
-        times = [parse_seconds(values[role], role) / (fps or 1.0) for role in ("start", "end")]
+        times = [time_of(values, role, fps) for role in ("start", "end")]
         item = {"label": values["label"], "segment": [round(time, 6) for time in times]}
         parse_instance(item, "")
-    return Segment(line, video, item, subset, duration)
+    return Segment(line, values["video"], video, item, subset, duration)
 
 # %% ../nbs/17_check.ipynb #5e80b9f4
+FIRST_BYTES = {b"\xd0\xcf\x11\xe0": "an Excel workbook", b"PK\x03\x04": "a zip file, as workbooks are",
+               b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text"}
+
+
+def refuse_other_formats(path: str | Path) -> None:
+    "`DataError` for a file of a spreadsheet program that is no table of text."
+    path = regular_file(path)
+    with suppress(OSError), path.open("rb") as file:  # what cannot be read is refused by `read_text`
+        head = file.read(1024)
+        kind = next((kind for first, kind in FIRST_BYTES.items() if head.startswith(first)), None)
+        if kind and head.startswith(b"PK") and path.suffix.lower().startswith(".xls"):
+            kind = "an Excel workbook"
+        if kind or b"\0" in head:
+            raise DataError(f"{path}: is {kind or 'UTF-16 text'}; save it as CSV (UTF-8)")
+
+
 def read_rows(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]]:  # the header; line, cells of each row
-    "A table of text. `DataError` names the file and the mend."
-    text = read_text(path)
-    delimiter = max("\t;,", key=text.partition("\n")[0].count)
+    "A table of text. `DataError` names the file and the way to fix it."
+    refuse_other_formats(path)
+    text, above = read_text(path), 0
+    if stated := re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE):
+        text, above = text[stated.end():], 1
+    delimiter = stated[1] if stated else max("\t;,", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         header = next(reader, [])
-        rows = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+        rows = [(reader.line_num + above, cells) for cells in reader if any(map(str.strip, cells))]
     except csv.Error as error:
         raise DataError(f"{path}: is no table of text ({error}); save it as CSV in UTF-8") from None
     if not rows:
@@ -971,27 +1019,78 @@ def read_rows(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]]
     return header, rows
 
 # %% ../nbs/17_check.ipynb #45bd899d
+def refuse_lines(bad: Found) -> None:
+    "`DataError` for lines that were found to be bad, whose items are their numbers."
+    if bad.found:
+        first, *others = bad.found
+        more = f" (also to correct: line {shorten([row.item for row in others], 10)})" if others else ""
+        raise DataError(f"{bad.name}, line {first.item}: {first.what}; {first.mend}{more}")
+
+
+def parse_rows(
+    rows: Sequence[tuple[int, list[str]]], roles: Mapping[str, int], fps: float | None, width: int, path: str | Path
+) -> list[Segment]:
+    "The rows, each with as many cells as the header is wide. `DataError` names the file and all bad lines."
+    segments, bad = [], Found(str(path))
+    for line, cells in rows:
+        with bad.catch("row", str(line)):
+            if len(cells) != width:
+                mend = "quote what contains a delimiter, and write decimals with a point"
+                raise DataError(f"has {len(cells)} cells instead of {width}; {mend}")
+            segments.append(parse_row(cells, roles, fps, line))
+    refuse_lines(bad)
+    return segments
+
+# %% ../nbs/17_check.ipynb #17a00003
+BEYOND, NEARLY_ALL = 1.0, 0.9  # seconds that a segment may end after its recording; a share of the segments
+
+
+def ends_after(row: Segment) -> bool:
+    "Whether a segment ends after the duration in its row."
+    return row.duration is not None and row.span[1] > row.duration + BEYOND
+
+
+def is_length(row: Segment, fps: float | None) -> bool:
+    "Whether the duration in a row is the length of its segment, in seconds or frames."
+    length, told = row.span[1] - row.span[0], row.duration or 0.0
+    return abs(told - length) < 0.05 or (fps is not None and abs(told / fps - length) < 1.5 / fps)
+
+
+def settle_durations(
+    segments: list[Segment], name: str, fps: float | None, named: bool, path: str | Path
+) -> tuple[list[Segment], list[str]]:
+    "The segments with durations of recordings only, and what there is to say; `named`: the column is not doubted."
+    both = [row for row in segments if row.item and row.duration is not None]
+    telling = [row for row in both if row.span[0] > 0.1]
+    after, lengths = sum(map(ends_after, telling)), sum(is_length(row, fps) for row in telling)
+    other = sum(ends_after(row) or is_length(row, fps) for row in telling)
+    if telling and not named and other >= NEARLY_ALL * len(telling):
+        own = "it is how long the segments last, not their recordings" if lengths >= NEARLY_ALL * other else ""
+        why = own or f"{after} of {len(telling)} segments end after it"
+        return [row._replace(duration=None) for row in segments], [f"column {shown(name)} is not used: {why}"]
+    bad, mend = Found(str(path)), f"correct the times, or leave the column out: --ignore {shown(name)}"
+    for row in filter(ends_after, both):
+        what = f"ends at {row.span[1]:g} s, after its recording of {row.duration:g} s"
+        bad.add("row", str(row.line), what, mend=mend)
+    refuse_lines(bad)
+    seconds = both and fps is not None
+    return segments, [f"column {shown(name)} is read as seconds, unlike start and end"] if seconds else []
+
+# %% ../nbs/17_check.ipynb #17a00006
 def read_segments(
     path: str | Path,  # CSV or TSV with a header
     fps: float | None = None,  # frames a second, where times are frames
     columns: Mapping[str, str] | None = None,  # the file's column for "video", ..., where it is not a common name
-) -> list[Segment]:
-    "The rows of a table of segments. `DataError` names the file, the lines and the mend."
+    ignore: Sequence[str] = (),  # columns to leave out
+) -> tuple[list[Segment], list[str]]:  # and what there is to say about them
+    "The rows of a table of segments. `DataError` names the file, the lines and the way to fix them."
     header, rows = read_rows(path)
-    roles = find_columns(header, columns or {}, str(path))
+    roles = find_columns(header, columns or {}, str(path), [ignore] if isinstance(ignore, str) else ignore)
     if fps is None and any("frame" in header[roles[role]].casefold() for role in ("start", "end")):
         raise DataError(f"{path}: {shown(header[roles['start']])} holds frames; give their rate: fps=... (--fps ...)")
-    segments, bad = [], Found(str(path))
-    for line, cells in rows:
-        with bad.catch("row", str(line)):
-            if len(cells) != len(header):
-                raise DataError(f"has {len(cells)} cells instead of {len(header)}; quote what contains a delimiter")
-            segments.append(parse_row(cells, roles, fps, line))
-    if bad.found:
-        first, *others = bad.found
-        more = f" (also to correct: line {shorten([row.item for row in others], 10)})" if others else ""
-        raise DataError(f"{path}, line {first.item}: {first.what}; {first.mend}{more}")
-    return segments
+    segments = parse_rows(rows, roles, fps, len(header), path)
+    name, named = header[roles["duration"]].strip() if "duration" in roles else "", "duration" in (columns or {})
+    return settle_durations(segments, name, fps, named, path)
 
 # %% ../nbs/17_check.ipynb #e35ddf32
 def draw_subsets(videos: Sequence[str], share: float, seed: int) -> dict[str, str]:
@@ -1001,17 +1100,43 @@ def draw_subsets(videos: Sequence[str], share: float, seed: int) -> dict[str, st
     return {video: "test" if video in tests else "training" for video in videos}
 
 # %% ../nbs/17_check.ipynb #6a01d83f
+def one_form(path: str) -> PurePosixPath:
+    "A path as paths are compared: / between its parts, none of them . or .., accents combined."
+    return PurePosixPath(posixpath.normpath(unicodedata.normalize("NFC", path.replace("\\", "/"))))
+
+
+def refuse_another(row: Segment, mine: Mapping[str, Any], path: str | Path) -> None:
+    "`DataError` where a row is about another recording than earlier ones of the same name."
+    if one_form(row.path).parent != one_form(mine["path"]).parent:
+        name = "_".join([*filter(re.compile(r"\w").search, one_form(row.path).parent.parts[-3:]), row.video])
+        what = f"{shown(row.path)} and, in line {mine['line']}, {shown(mine['path'])} would both be {shown(row.video)}"
+        mend = f"write one path if they are one recording, else own names, such as {shown(name)}, and features of these"
+        raise DataError(f"{path}, line {row.line}: {what}; {mend}")
+
+
 def join_rows(segments: Sequence[Segment], path: str | Path) -> dict[str, dict[str, Any]]:
-    "Video -> its annotations, its first line, and what else the table says. `DataError` for a contradiction."
+    "Video -> annotations, first line and path, files, and what else the table says. `DataError` for a contradiction."
     videos: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}  # with accents combined -> as written first
     for row in segments:
-        mine = videos.setdefault(row.video, {"line": row.line, "annotations": []})
+        video = names.setdefault(unicodedata.normalize("NFC", row.video), row.video)
+        new = {"line": row.line, "path": row.path, "files": set(), "annotations": []}
+        mine = videos.setdefault(video, new)
+        refuse_another(row, mine, path)
+        mine["files"].add(one_form(row.path).with_suffix(one_form(row.path).suffix.lower()).name)
         mine["annotations"] += [row.item] if row.item is not None else []
         for name, value in (("subset", row.subset), ("duration", row.duration)):
             if value is not None and mine.setdefault(name, value) != value:
                 what = f"video {shown(row.video)} has the {name} {shown(value)}, in a line above {shown(mine[name])}"
-                raise DataError(f"{path}, line {row.line}: {what}; write the same in all of its lines")
+                mend = "write the same in all of its lines, or leave the column out (--ignore)"
+                raise DataError(f"{path}, line {row.line}: {what}; {mend}")
     return videos
+
+
+def note_files(videos: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    "A note about recordings that are written with more than one ending, if there are any."
+    several = [" and ".join(sorted(mine["files"])) for mine in videos.values() if len(mine["files"]) > 1]
+    return [f"taken for one recording: {shorten(several)}"] if several else []
 
 # %% ../nbs/17_check.ipynb #d2f6730b
 def subsets_of(
@@ -1069,22 +1194,26 @@ def import_segments(
     csv_path: str | Path,  # CSV or TSV: columns video, start, end, label; perhaps subset and duration
     folder: str | Path,  # of the data set; made if need be
     *,
-    fps: float | None = None,  # frames a second, where times are frames; None: times are seconds
+    fps: float | None = None,  # frames a second, where numbers are frames; None: they are seconds
     test_share: float | None = None,  # of the videos, where there is no column of subsets; None: 0.2
     seed: int = 0,  # of that draw
     columns: Mapping[str, str] | None = None,  # the file's column for "video", ..., where it is not a common name
+    ignore: Sequence[str] = (),  # columns to leave out
     force: bool = False,  # replace an annotation file that exists
 ) -> Imported:
     """Write the annotation file of a data set from a table of segments.
 
-    `DataError` names the file, the line and the mend; nothing is written then, nor where an annotation file exists.
+    `DataError` names the file, the line and the fix; nothing is written then, nor where an annotation file exists.
     """
+    fps = None if fps is None else parse_rate(str(fps))
     folder = Path(folder)
     settings = all_settings(folder) if folder.is_dir() else DEFAULTS
     place = places(folder, settings)
     if place.annotations.exists() and not force:
         raise DataError(f"{place.annotations}: exists; choose another folder, or force=True (--force) to replace it")
-    videos = join_rows(read_segments(csv_path, fps, columns), csv_path)
+    check_output(place.annotations)
+    segments, notes = read_segments(csv_path, fps, columns, ignore)
+    videos = join_rows(segments, csv_path)
     subsets, how = subsets_of(videos, csv_path, test_share, seed)
     database, sources, rate = dict[str, dict[str, Any]](), Counter[str](), {} if fps is None else {"fps": fps}
     for video, mine in videos.items():
@@ -1096,7 +1225,7 @@ def import_segments(
         database[video] = {"subset": subsets[video], "duration": duration, **rate, "annotations": mine["annotations"]}
         parse_entry(database[video], where)
     write_whole(place.annotations, json.dumps({"database": database}, indent=1, ensure_ascii=False) + "\n")
-    notes = [how, *(f"durations from {source}: {n} videos" for source, n in sources.items())]
+    notes += [*note_files(videos), how, *(f"durations from {source}: {n} videos" for source, n in sources.items())]
     if sources[FEATURES]:
         notes.append("warning: these durations agree with any stride and fps; a column duration shows a wrong one")
     if sources[LAST]:
@@ -1104,25 +1233,32 @@ def import_segments(
     return Imported(place.annotations, len(videos), sum(len(e["annotations"]) for e in database.values()), notes)
 
 # %% ../nbs/17_check.ipynb #318b8fa2
+ABOVE_0, STEPS = number(above=0), number(int, least=1, most=MOST_STEPS)
+RANGES = {"fps": argument(parse_rate), "stride": ABOVE_0, "snippet": ABOVE_0, "min_seconds": number(least=0),
+          "resize": STEPS}  # of the settings that are numbers
+
+
 def add_check(commands: Any) -> None:
     "The arguments of `selfdetr-data check`: those of `check_folder`."
     what = "list all that is wrong with a folder, and what would be used"
     ends = "exit status: 0 a training can start, perhaps with warnings; 2 it cannot, or the folder cannot be read"
     check = commands.add_parser("check", help=what, epilog=ends)
     check.add_argument("folder", help="holds annotations.json, features/ and perhaps dataset.json")
-    check.add_argument("--window", type=int, default=128, help="steps of a window (128)")
-    check.add_argument("--overlap", type=float, default=0.75, help="of training windows (0.75)")
-    check.add_argument("--keep", type=float, default=0.75, help="share of an instance that must be in a window (0.75)")
+    check.add_argument("--window", type=STEPS, default=128, help="steps of a window (128)")
+    check.add_argument("--overlap", type=number(least=0, below=1), default=0.75, help="of training windows (0.75)")
+    check.add_argument("--keep", type=number(above=0, most=1), default=0.75,
+                       help="share of an instance that must be in a window (0.75)")
     check.add_argument("--release", choices=list(RELEASES), help="what the folder does not say itself")
-    check.add_argument("--json", metavar="FILE", dest="as_json", help="write everything as JSON")
-    check.add_argument("--markdown", metavar="FILE", dest="as_markdown", help="write everything as Markdown")
+    for name, form in (("json", "JSON"), ("markdown", "Markdown")):
+        check.add_argument(f"--{name}", type=output_file(), metavar="FILE", dest=f"as_{name}",
+                           help=f"write everything as {form}")
     said = check.add_argument_group("instead of what dataset.json says")
     for split in ("train", "test"):
         said.add_argument(f"--{split}", nargs="+", metavar="SUBSET", help=f"subsets to {split} on")
     for name, kind in SETTINGS.items():
         if kind in (str, int, (int, float)):
             choices = list(READERS) if name == "feature_format" else None
-            said.add_argument(f"--{name.replace('_', '-')}", type=kind if callable(kind) else float, choices=choices)
+            said.add_argument(f"--{name.replace('_', '-')}", type=RANGES.get(name, str), choices=choices)
     said.add_argument("--channels-first", action="store_const", const=True, help="files hold (channels, steps)")
 
 # %% ../nbs/17_check.ipynb #03d5e8a4
@@ -1132,14 +1268,16 @@ def add_import(commands: Any) -> None:
     more = commands.add_parser("import", help="write annotations.json from a table of segments", epilog=ends)
     more.add_argument("table", help="CSV or TSV with the columns video, start, end, label; perhaps subset, duration")
     more.add_argument("folder", help="of the data set; made if need be")
-    more.add_argument("--fps", type=float, help="times are frames at this rate")
-    more.add_argument("--test-share", type=float, help="of the videos, without a column of subsets (0.2)")
-    more.add_argument("--seed", type=int, default=0, help="of that draw (0)")
+    more.add_argument("--fps", type=argument(parse_rate), help="starts and ends are frames at this rate")
+    more.add_argument("--test-share", type=number(above=0, below=1),
+                      help="of the videos, without a column of subsets (0.2)")
+    more.add_argument("--seed", type=number(int, least=0), default=0, help="of that draw (0)")
     more.add_argument("--column", action="append", default=[], metavar="WHAT=NAME", help="such as label=verb")
+    more.add_argument("--ignore", action="append", default=[], metavar="NAME", help="a column to leave out")
     more.add_argument("--force", action="store_true", help="replace an annotation file that exists")
 
 # %% ../nbs/17_check.ipynb #7f3ab0d9
-def check_command(folder: str, as_json: str | None, as_markdown: str | None, **options: Any) -> None:
+def check_command(folder: str, as_json: Path | None, as_markdown: Path | None, **options: Any) -> None:
     "`selfdetr-data check`: print the findings, write what was asked for; `DataError` when there are errors."
     findings = check_folder(folder, **options)
     print(findings)
@@ -1148,29 +1286,32 @@ def check_command(folder: str, as_json: str | None, as_markdown: str | None, **o
     if as_markdown:
         write_whole(as_markdown, findings.markdown())
     if not findings.ok:
-        raise DataError(f"{findings.summary}; mend the errors above")
+        raise DataError(f"{findings.summary}; fix the errors above")
 
 
 def import_command(table: str, folder: str, column: Sequence[str], **options: Any) -> None:
     "`selfdetr-data import`: write the annotation file and say what was assumed."
     columns = {role: name for role, _, name in (pair.partition("=") for pair in column)}
-    if not all(columns.values()) or not columns.keys() <= COLUMNS.keys():
+    if not all(columns.values()):
         raise DataError(f"--column {' '.join(column)}; write WHAT=NAME, with one of {', '.join(COLUMNS)}")
     print(import_segments(table, folder, columns=columns, **options))
 
 # %% ../nbs/17_check.ipynb #b85f2e19
-def main(arguments: Sequence[str] | None = None) -> int:
-    "`selfdetr-data`; exit status 2 and one line for data that cannot be used."
-    parser = argparse.ArgumentParser("selfdetr-data", description="Check a data set before training; import segments.")
+def make_parser() -> Parser:
+    "The arguments of `selfdetr-data`."
+    parser = Parser("selfdetr-data", description="Check a data set before training; import segments.")
     commands = parser.add_subparsers(dest="command", required=True)
     add_check(commands)
     add_import(commands)
-    options = vars(parser.parse_args(arguments))
-    run: Callable[..., None] = check_command if options.pop("command") == "check" else import_command
-    try:
-        run(**options)
-    except (DataError, OSError) as error:
-        sys.stdout.flush()
-        print(f"selfdetr-data: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return parser
+
+
+def run_one(given: argparse.Namespace) -> None:
+    "Run the subcommand with its options."
+    options = vars(given)
+    (check_command if options.pop("command") == "check" else import_command)(**options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    "`selfdetr-data`; exit status 2 and one line for data that cannot be used."
+    return run_command(make_parser(), run_one, arguments)

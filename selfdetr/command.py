@@ -65,7 +65,7 @@ def parse_time(
             return seconds + frame / fps
         raise DataError(f"time {shown(text)} is none at {fps:g} frames a second; write h:m:s:frame, frames from 0")
     comma = ", with a point instead of the comma" if re.fullmatch(r"[\d:.]*,\d+", text) else ""
-    raise DataError(f"time {shown(text)}; write a number, m:s or h:m:s{comma}")
+    raise DataError(f"time {shown(text)}; write a number from 0, m:s or h:m:s{comma}")
 
 # %% ../nbs/02_command.ipynb #02c0000c
 def argument(

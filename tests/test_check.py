@@ -612,17 +612,21 @@ NAMES = "video,start,end,label"
     ("clip,start,end,label", ROWS, ["no column for the video", "found: clip, start, end, label", "columns="]),
     ("video,start,begin,end,label", [("a", 1, 2, 3, "x")], ["'start' and 'begin'", "--column start="]),
     (NAMES, [("a", 1, 3, "x"), ("a", 3, 1, "x"), ("a", -1, 1, "x")], ["line 3: ends at 1 s", "line 4"]),
+    (NAMES, [("a", -1, 1, "x")], ["line 2", "start: time '-1'", "from 0"]),
     (NAMES, [("a", "1,5", 3, "x")], ["line 2", "5 cells instead of 4", "quote"]),
-    (NAMES, [("a", "one", 3, "x")], ["line 2", "start is 'one'", "h:m:s"]),
-    (NAMES, [("a", "nan", 3, "x")], ["line 2", "start is nan", "finite"]),
+    (NAMES, [("a", "one", 3, "x")], ["line 2", "start: time 'one'", "h:m:s"]),
+    (NAMES, [("a", "nan", 3, "x")], ["line 2", "start: time 'nan'", "write a number"]),
+    (NAMES, [("a", 1, "00:00:03:12", "x")], ["line 2", "end: time '00:00:03:12' ends in frames", "--fps"]),
+    (NAMES, [("a", "0:61", "1:20", "x")], ["line 2", "'0:61' has minutes or seconds of 60 or more"]),
+    (NAMES, [("a", "1_0", 30, "x")], ["line 2", "start: time '1_0'"]),
     (NAMES, [("a", 1, 3, "")], ["line 2", "no label"]),
     (NAMES, [("", 1, 3, "x")], ["line 2", "no name"]),
     (f"{NAMES},subset", [("a", 1, 3, "x", "train"), ("a", 4, 5, "x", "test")],
      ["line 3", "'a'", "'test'", "'train'", "write the same"]),
     (f"{NAMES},subset", [("a", 1, 3, "x", "")], ["line 2", "subset is ''"]),
     (f"{NAMES},duration", [("a", 1, 3, "x", 9), ("a", 4, 5, "x", 8), ("b", 1, 2, "x", 9)],
-     ["line 3", "duration 8", "write the same"]),
-    (f"{NAMES},duration", [("a", 1, 3, "x", 0), ("b", 4, 5, "x", 8)], ["line 2", "duration is 0"]),
+     ["line 3", "duration 8", "write the same", "--ignore"]),
+    (f"{NAMES},duration", [("a", 0, 0.5, "x", 0), ("b", 4, 5, "x", 8)], ["line 2", "duration is 0"]),
     ("video,start_frame,end_frame,label", ROWS, ["frames", "fps="]),
     (NAMES, [], ["no rows"]),
     (NAMES, [("a", "", "", "")] + ROWS[2:], ["line 2", "no segment, no duration and no features"]),
@@ -634,6 +638,173 @@ def test_bad_tables_are_refused_with_line_and_mend_and_nothing_is_written(tmp_pa
     message = str(caught.value)
     assert [word for word in ["t.csv", *words] if word not in message] == [], message
     assert "\n" not in message and not (tmp_path / "x").exists()
+
+
+# A column of durations that are not the recordings'.
+
+
+def rows_with(durations, spans=((40, 55), (12, 20), (0, 7), (3, 3.5))):
+    return [(name, *span, "x", length) for name, span, length in zip("abcd", spans, durations)]
+
+
+@pytest.mark.parametrize("rows, fps", [
+    (rows_with((15, 8)), None),
+    (rows_with((15, 8, 7, 0.5)), None),
+    (rows_with((15.02, 7.98, 7, 0.5)), None),
+    (rows_with(("0:15", "0:08")), None),
+    (rows_with((15, 8), [(40.2, 55.1), (12.4, 20.3)]), None),  # rounded to seconds
+    (rows_with((15,) * 19 + (999,), [(10 + i, 25 + i) for i in range(20)]), None),  # nearly all
+    (rows_with((45, 30), [(30, 75), (900, 930)]), 30),  # frames
+    (rows_with((46, 31), [(30, 75), (900, 930)]), 30),  # the last frame counted
+    ([("a", 1, 3, "x", 2), ("a", 8, 9, "y", 1), ("b", 2, 3, "x", 1)], None)])
+def test_a_duration_that_is_the_segments_own_is_not_used(tmp_path, rows, fps):
+    done = import_segments(segments(tmp_path / "t.csv", f"{NAMES},duration", rows), tmp_path / "x", fps=fps)
+    entry = stored(tmp_path / "x")["a"]
+    assert entry["duration"] == entry["annotations"][-1]["segment"][1]
+    (note,) = [note for note in done.notes if "column 'duration'" in note]
+    assert "not used" in note and "durations from the last segment" in str(done)
+
+
+def test_a_duration_that_no_recording_can_have_is_not_used(tmp_path):
+    done = import_segments(segments(tmp_path / "t.csv", f"{NAMES},Duration", rows_with((0.5, 0.25))), tmp_path / "x")
+    (note,) = [note for note in done.notes if "column 'Duration'" in note]
+    assert "2 of 2 segments end after it" in note and stored(tmp_path / "x")["b"]["duration"] == 20
+
+
+@pytest.mark.parametrize("rows", [
+    rows_with((60, 30)),
+    rows_with((60, 30), [(40, 60.4), (12, 30)]),  # the end is later by less than a second: cut in loading
+    rows_with((7, 5), [(0, 7), (0, 5)]),  # both readings give this
+    [("a", 3, 5, "x", 60), ("a", 8, 10, "x", 60), ("b", 2, 4, "x", 60)]])
+def test_durations_of_the_recordings_are_used(tmp_path, rows):
+    done = import_segments(segments(tmp_path / "t.csv", f"{NAMES},duration", rows), tmp_path / "x")
+    assert [entry["duration"] for entry in stored(tmp_path / "x").values()] == [rows[0][-1], rows[-1][-1]]
+    assert "durations from the table: 2 videos" in done.notes and "column" not in str(done)
+
+
+def test_a_duration_that_contradicts_some_ends_is_an_error_of_its_lines(tmp_path):
+    spans = [(40, 55), (12, 20), (0, 8), (2, 70)]
+    table = segments(tmp_path / "t.csv", f"{NAMES},duration", rows_with((60, 30, 10, 9), spans))
+    with pytest.raises(DataError) as caught:
+        import_segments(table, tmp_path / "x")
+    message = str(caught.value)
+    assert "t.csv, line 5: ends at 70 s, after its recording of 9 s" in message and "--ignore 'duration'" in message
+    assert not (tmp_path / "x").exists()
+    import_segments(table, tmp_path / "x", ignore=["duration"])
+    assert stored(tmp_path / "x")["d"]["duration"] == 70
+    own = segments(tmp_path / "own.csv", f"{NAMES},duration", rows_with((15, 8)))
+    with pytest.raises(DataError, match=r"line 2: .*also to correct: line 3"):  # named, it is what it is said to be
+        import_segments(own, tmp_path / "y", columns={"duration": "duration"})
+
+
+def test_a_duration_in_seconds_beside_frames_is_said_to_be_that(tmp_path):
+    rows = [("a", 30, 75, "x", 10), ("b", 0, 15, "x", 12)]
+    done = import_segments(segments(tmp_path / "t.csv", f"{NAMES},duration", rows), tmp_path / "x", fps=30)
+    assert stored(tmp_path / "x")["a"]["duration"] == 10
+    assert [note for note in done.notes if "'duration' is read as seconds" in note]
+
+
+def test_columns_are_ignored_when_asked(tmp_path, capsys):
+    rows = [("a", 1, 3, "x", "junk", 5), ("b", 2, 3, "x", "", 6)]
+    table = segments(tmp_path / "t.csv", f"{NAMES},duration,onset", rows)
+    with pytest.raises(DataError, match="'start' and 'onset' may both be the start"):
+        import_segments(table, tmp_path / "x")
+    with pytest.raises(DataError, match=r"no column 'onsett'.*found: video, start, end, label, duration, onset"):
+        import_segments(table, tmp_path / "x", ignore=["duration", "onsett"])
+    with pytest.raises(DataError, match="columns names 'lable'.*video, start, end, label"):
+        import_segments(table, tmp_path / "x", columns={"lable": "label"}, ignore=["onset"])
+    import_segments(table, tmp_path / "x", ignore=["duration", "onset"])
+    assert stored(tmp_path / "x")["a"]["duration"] == 3
+    assert main(["import", str(table), str(tmp_path / "y"), "--ignore", "duration", "--ignore", "onset"]) == 0
+    assert stored(tmp_path / "y") == stored(tmp_path / "x")
+    assert main(["import", str(table), str(tmp_path / "z"), "--ignore", "Duration"]) == 2
+    assert "no column 'Duration' to ignore" in capsys.readouterr().err
+
+
+# Recordings in folders.
+
+
+@pytest.mark.parametrize("first, second, name", [
+    ("P01/cam1/cereals.avi", "P02/cam1/cereals.avi", "P02_cam1_cereals"),
+    ("P01\\cereals.avi", "P02\\cereals.avi", "P02_cereals"),
+    ("cereals.avi", "/data/P02/cereals.avi", "data_P02_cereals")])
+def test_two_recordings_of_one_name_are_refused(tmp_path, first, second, name):
+    table = segments(tmp_path / "t.csv", rows=[(first, 1, 2, "x"), ("other", 1, 2, "x"), (second, 5, 6, "y")])
+    with pytest.raises(DataError) as caught:
+        import_segments(table, tmp_path / "x")
+    message = str(caught.value)
+    wanted = ["t.csv, line 4", repr(first), "line 2", repr(second), "would both be 'cereals'", name]
+    assert [word for word in wanted if word not in message] == [], message
+
+
+@pytest.mark.parametrize("first, second", [
+    ("./P01/a.avi", "P01/a.avi"), ("P01\\a.avi", "P01//a.avi"), ("x/../P01/a.avi", "P01/a.AVI"), ("a", "./a.mp4"),
+    ("a.mp4", "a.wav"), ("\u00fcbung.mp4", "u\u0308bung.mp4")])
+def test_a_path_written_in_two_ways_is_one_recording(tmp_path, first, second):
+    table = segments(tmp_path / "t.csv", rows=[(first, 1, 2, "x"), ("other", 1, 2, "x"), (second, 5, 6, "y")])
+    done = import_segments(table, tmp_path / "x")
+    entries = stored(tmp_path / "x")
+    assert done.videos == 2 and [len(entry["annotations"]) for entry in entries.values()] == [2, 1]
+    assert first.endswith(("a.mp4", "a")) == any("taken for one recording" in note for note in done.notes)
+
+
+def test_the_endings_of_videos_are_those_that_features_are_made_of(tmp_path):
+    rows = [(f"film{i}{ending.upper()}", 1, 2, "x") for i, ending in enumerate(check.VIDEOS)]
+    import_segments(segments(tmp_path / "t.csv", rows=rows), tmp_path / "x")
+    assert list(stored(tmp_path / "x")) == [f"film{i}" for i in range(len(check.VIDEOS))] and ".wmv" in check.VIDEOS
+
+
+# Files as spreadsheets write them.
+
+
+@pytest.mark.parametrize("first, delimiter", [("sep=;", ";"), ('"sep=,"', ","), ("SEP=\t", "\t"), ("sep=|", "|")])
+def test_the_first_line_may_name_the_delimiter(tmp_path, first, delimiter):
+    table = segments(tmp_path / "t.csv", f"{first}\r\n{NAMES.replace(',', delimiter)}", delimiter=delimiter, end="\r\n")
+    assert import_segments(table, tmp_path / "x").instances == 4
+    bad = segments(tmp_path / "b.csv", f"{first}\n{NAMES.replace(',', delimiter)}", [("a", 3, 1, "x")], delimiter)
+    with pytest.raises(DataError, match="line 3: ends at 1 s"):
+        import_segments(bad, tmp_path / "y")
+
+
+CSV = "video,start,end,label\na,1,2,x\nb,1,2,x\n"
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("t.xlsx", b"PK\x03\x04" + bytes(range(256)), "is an Excel workbook; save it as CSV (UTF-8)"),
+    ("t.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100), "is an Excel workbook; save it as CSV (UTF-8)"),
+    ("t.ods", b"PK\x03\x04" + bytes(100), "is a zip file, as workbooks are; save it as CSV (UTF-8)"),
+    ("t.csv", CSV.encode("utf-16"), "is UTF-16 text; save it as CSV (UTF-8)"),
+    ("t.csv", CSV.encode("utf-16-be"), "is UTF-16 text; save it as CSV (UTF-8)"),
+    ("t.csv", CSV.replace(",", ";").replace("1", "1,5").encode(), "start: time '1,5'; write a number"),
+    ("t.csv", CSV.replace(",", ";").replace("1", "1,5").encode(), "a point instead of the comma"),
+    ("t.csv", CSV.replace("a,1", "a,1,5").encode(), "5 cells instead of 4; quote what contains a delimiter, and")])
+def test_a_file_as_spreadsheets_write_it_is_told_the_way_out(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        import_segments(tmp_path / name, tmp_path / "x")
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / name)) and words in message and "\n" not in message, message
+
+
+# Rates and times.
+
+
+@pytest.mark.parametrize("rate", [0, -25, math.nan, math.inf, True, 1e9])
+def test_a_rate_is_positive(tmp_path, rate):
+    with pytest.raises(DataError, match="frames a second above 0"):
+        import_segments(segments(tmp_path / "t.csv"), tmp_path / "x", fps=rate)
+    assert main(["import", str(tmp_path / "t.csv"), str(tmp_path / "x"), f"--fps={rate}"]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_clock_times_are_not_frames(tmp_path):
+    rows = [("a", "0:01:02", "00:01:03:15", "x", "2:00"), ("b", 1500, 3000, "x", "2:00")]
+    table = segments(tmp_path / "t.csv", f"{NAMES},duration", rows)
+    import_segments(table, tmp_path / "x", fps=25, ignore=[])
+    spans = [entry["annotations"][0]["segment"] for entry in stored(tmp_path / "x").values()]
+    assert spans == [[62, 63.6], [60, 120]] and stored(tmp_path / "x")["a"]["duration"] == 120
+    assert main(["import", str(table), str(tmp_path / "y"), "--fps", "30000/1001"]) == 0
+    assert stored(tmp_path / "y")["b"]["annotations"][0]["segment"] == [50.05, 100.1]
 
 
 def test_unreadable_tables(tmp_path):
@@ -716,9 +887,31 @@ def test_the_options_of_the_command_reach_the_check(folder, capsys):
     ("check nowhere", "nowhere: no such folder"),
     ("import none.csv x", "none.csv: cannot be read"),
     ("import none.csv x --column verb", "WHAT=NAME"),
-    ("check . --json ./setup.cfg/x --window 0", "windows of 0 steps")])
-def test_what_cannot_be_read_is_one_line_and_status_2(folder, monkeypatch, capsys, arguments, message):
+    ("check . --window 0", "--window: '0'; give a whole number from 1"),
+    ("check . --overlap 1", "--overlap: '1'; give a number from 0 below 1"),
+    ("check . --keep 0", "--keep: '0'; give a number above 0 to 1"),
+    ("check . --fps 0", "frames a second above 0"),
+    ("check . --stride nan", "--stride: 'nan'; give a number above 0"),
+    ("check . --min-seconds=-1", "--min-seconds: '-1'; give a number from 0"),
+    ("check . --resize 1.5", "--resize: '1.5'; give a whole number from 1"),
+    ("check . --release thumos", "choose from"),
+    ("check . --windoww 3", "unrecognized arguments: --windoww 3; see selfdetr-data --help"),
+    ("chek .", "invalid choice: 'chek'"),
+    ("", "required: command"),
+    ("check", "required: folder; see selfdetr-data check --help"),
+    ("check . --json dataset.json/x", "dataset.json is a file"),
+    ("check . --markdown features", "features: is a folder"),
+    ("import t.csv x --test-share 1", "--test-share: '1'; give a number above 0 below 1"),
+    ("import t.csv x --seed -1", "--seed: '-1'; give a whole number from 0"),
+    ("import t.csv x --fps 25,0", "frames a second above 0"),
+    ("import t.csv x --column lable=verb", "columns names 'lable'"),
+    ("import t.csv dataset.json", "dataset.json is a file"),
+    ("import none.csv x --ignore", "expected one argument")])
+def test_what_cannot_be_used_is_one_line_and_status_2(folder, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(folder)
+    segments(folder / "t.csv")
+    if "check" in arguments and arguments != "check nowhere":  # the arguments come before the folder
+        monkeypatch.setattr(check, "check_folder", None)
     assert main(arguments.split()) == 2
     error = capsys.readouterr().err
     assert error.startswith("selfdetr-data: error: ") and error.count("\n") == 1 and message in error

@@ -39,9 +39,9 @@ def grey(value, height=HEIGHT, width=WIDTH):
     return np.full((height, width, 3), value, dtype=np.uint8)
 
 
-def write(path, frames, fps=25, codec="mpeg4", times=None, sound=False):
+def write(path, frames, fps=25, codec="mpeg4", times=None, sound=False, container=None):
     "A video; `times` in seconds where the rate is not constant."
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", format=container) as out:
         stream = out.add_stream(codec, rate=Fraction(fps))
         stream.height, stream.width = frames[0].shape[:2]
         stream.bit_rate = 2_000_000
@@ -310,6 +310,101 @@ def test_a_codec_that_nobody_knows(tmp_path):
         next(read_frames(path))
 
 
+# Names and streams: a name is only a name, and a cover is not the video.
+
+NAMES = ["a%03d.png", "*.mp4", "-", "concat:x.mp4", "http:.mp4", "pipe:0.mp4", "file:x.mp4", "data:,x.mp4",
+         "subfile,,start,0,end,9,,:x.mp4", "x.sdp", "x.m3u8", "async:cache:x.mp4", "tab\tx.mp4"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_a_name_changes_how_a_file_is_opened(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    good = flashes(Path("good.mp4"), 20, {3})
+    for number in range(3):  # what a pattern would find
+        write(f"a{number:03d}.png", [grey(90)], codec="mpeg4", container="mp4")
+    good.rename(name)
+    assert [frame.mean() > 128 for frame in read_frames(name)] == [i == 3 for i in range(20)]
+
+
+PLAYLISTS = {
+    "concat": "ffconcat version 1.0\nfile good.ts\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:0.8,\ngood.ts\n#EXT-X-ENDLIST\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
+           "a=rtpmap:96 H264/90000\n",
+}
+
+
+@pytest.mark.parametrize("text", PLAYLISTS.values(), ids=PLAYLISTS)
+@pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.sdp", "list.ffconcat"])
+def test_a_file_opens_no_other_file(tmp_path, monkeypatch, text, name):
+    monkeypatch.chdir(tmp_path)
+    flashes(Path("good.ts"), 20, {3}, codec="mpeg2video")
+    Path(name).write_text(text)
+    begin = time.monotonic()
+    with pytest.raises(VideoError, match=r"list\.\w+: cannot be decoded .*convert it with ffmpeg"):
+        list(read_frames(name))
+    assert time.monotonic() - begin < 5  # sdp: the network was not waited for
+
+
+def test_what_is_no_file_is_not_opened(films, tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    done, failed = extract_all([films / "a.mp4", tmp_path / "pipe.mp4"], tmp_path / "data")
+    assert done == ["a"] and "is a pipe or a device" in failed[tmp_path / "pipe.mp4"]
+
+
+def mix(path, streams, cover=None):
+    "A file of streams (codec, frames); the number of the one, if any, that is marked as a cover."
+    with av.open(str(path), "w") as out:
+        made = [out.add_stream(codec, rate=25) for codec, _ in streams]
+        for number, (stream, (codec, _)) in enumerate(zip(made, streams)):
+            stream.height, stream.width = HEIGHT, WIDTH
+            stream.pix_fmt = {"png": "rgb24", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+            if number == cover:
+                stream.disposition = av.stream.Disposition.attached_pic
+        for stream, (_, frames) in sorted(zip(made, streams), key=lambda each: len(each[1][1])):
+            for value in frames:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(grey(value), format="rgb24")))
+        for stream in made:
+            out.mux(stream.encode(None))
+    return path
+
+
+FILM = ("mpeg4", [255 if i == 7 else 0 for i in range(30)])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name, streams, cover", [
+    ("covr.mp4", [("mjpeg", [90]), FILM], 0),  # the atom of iTunes
+    ("unmarked.mp4", [("png", [90]), FILM], None),
+    ("unmarked.avi", [("mjpeg", [90]), FILM], None),
+    ("unmarked.mkv", [("mjpeg", [90]), FILM], None),  # states no number of frames
+    ("picture.wmv", [("mjpeg", [90]), ("wmv2", FILM[1])], None),
+    ("last.mkv", [FILM, ("mjpeg", [90])], None),
+    ("two covers.mp4", [("png", [90]), ("mjpeg", [20]), FILM], None),
+])
+def test_a_still_picture_is_not_taken_for_the_video(tmp_path, name, streams, cover):
+    frames = [frame.mean() for frame in read_frames(mix(tmp_path / name, streams, cover))]
+    assert len(frames) == 30 and [i for i, light in enumerate(frames) if light > 128] == [7]
+
+
+@pytest.mark.parametrize("name, streams, cover", [
+    ("one.mp4", [("png", [90])], None), ("two.mkv", [("mjpeg", [90]), ("mjpeg", [20])], None)])
+def test_only_still_pictures_are_no_video(tmp_path, name, streams, cover):
+    path = mix(tmp_path / name, streams, cover)
+    for read in (lambda: next(read_frames(path)), lambda: extract(path, make(), TimeGrid(25, 1, 1))):
+        with pytest.raises(VideoError, match="holds only still pictures, such as a cover; leave it out"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["two.mp4", "two.mkv"])
+def test_it_is_said_which_of_several_videos_is_taken(tmp_path, name):
+    other = ("mpeg4", [200] * 30)
+    path = mix(tmp_path / name, [("mjpeg", [90]), FILM, other])
+    with pytest.warns(UserWarning, match=rf"{name}: has 2 videos in it; stream 1 is taken.* -map 0:2") as said:
+        frames = [frame.mean() for frame in read_frames(path)]
+    assert len(said) == 1 and [i for i, light in enumerate(frames) if light > 128] == [7]
+
+
 def test_only_bad_videos_write_nothing(tmp_path):
     (tmp_path / "bad.mp4").write_text("not a video")
     done, failed = extract_all([tmp_path], tmp_path / "data")
@@ -526,7 +621,7 @@ def test_the_command(films, tmp_path, hub, capsys, monkeypatch):
     assert video.main([*arguments, "--device", "cpu"]) == 1
     out = capsys.readouterr()
     assert out.out == "data: 0 videos done, 3 complete before, 1 failed\n"
-    assert out.err.splitlines()[-1].startswith("selfdetr-features: films/bad.mp4: cannot be decoded")
+    assert out.err.splitlines()[-1].startswith("selfdetr-features: error: films/bad.mp4: cannot be decoded")
     assert video.main([*arguments, "--overwrite"]) == 1 and "3 videos done, 0 complete" in capsys.readouterr().out
     assert video.main([*arguments, "--stride", "16"]) == 2
     assert "has features with stride 4, these would have 16" in capsys.readouterr().err
@@ -544,26 +639,40 @@ def test_the_command(films, tmp_path, hub, capsys, monkeypatch):
     (["film"], "film: no such file or folder"),
     (["empty"], "empty: holds no videos"),
     (["films", "more"], "would both be 'a'; rename one"),
-    (["films", "--stride", "0"], "--stride: invalid count value: '0'"),
-    (["films", "--snippet", "1.5"], "--snippet: invalid count value: '1.5'"),
-    (["films", "--fps=-25"], "--fps: invalid positive value: '-25'"),
-    (["films", "--fps", "1/0"], "--fps: invalid positive value: '1/0'"),
-    (["films", "--batch", "many"], "--batch: invalid count value: 'many'"),
+    (["films", "--stride", "0"], "--stride: '0'; give a whole number from 1"),
+    (["films", "--snippet", "1.5"], "--snippet: '1.5'; give a whole number from 1"),
+    (["films", "--fps=-25"], "--fps: frame rate '-25'; give frames a second above 0"),
+    (["films", "--fps", "1/0"], "--fps: frame rate '1/0'"),
+    (["films", "--fps", "nan"], "--fps: frame rate 'nan'"),
+    (["films", "--batch", "many"], "--batch: 'many'; give a whole number from 1"),
     (["films", "--model", "r3d"], "there is no video network 'r3d'; choose one of mc3_18"),
     (["films", "--weights", "BEST"], "r3d_18 has no weights 'BEST'; choose KINETICS400_V1, DEFAULT or none"),
-    (["films", "--device", "tpu9"], "device 'tpu9' is not available here; give --device cpu"),
+    (["films", "--model", "hub:{hub}:small", "--weights", "defualt"], "has no weights 'defualt'; give DEFAULT"),
+    (["films", "--device", "tpu9"], "device 'tpu9'"),
+    (["films", "--device", "cuda:99"], "device 'cuda:99'"),
+    (["films", "-o", "films/a.mp4"], "a.mp4 is a file"),
+    (["films", "-o", "films/a.mp4/data"], "a.mp4 is a file"),
+    (["films", "-o", "half"], "half/features is a file"),
+    (["films", "-o", "other"], "dataset.json"),
     (["films", "--resume"], "unrecognized arguments: --resume"),
 ])
-def test_wrong_arguments_are_one_line_and_status_2(films, arguments, says, capsys, monkeypatch):
+def test_wrong_arguments_are_one_line_and_status_2(films, hub, arguments, says, capsys, monkeypatch):
     monkeypatch.chdir(films.parent)
+    monkeypatch.setattr(video, "opened", None)  # no video is opened
+    if "-o" in arguments:
+        monkeypatch.setattr(video, "make_extractor", None)  # no weights are loaded
+    arguments = [each.format(hub=hub) for each in arguments]
+    for name, content in {"half/features": "", "other/dataset.json": "{"}.items():
+        Path(name).parent.mkdir()
+        Path(name).write_text(content)
     Path("empty").mkdir()
     Path("more").mkdir()
     flashes(Path("more/a.mov"), 20, {3})
-    output = ["-o", "data"] if arguments != ["films"] else []
+    output = ["-o", "data"] if arguments != ["films"] and "-o" not in arguments else []
     assert video.main([*arguments, *output]) == 2
     out = capsys.readouterr()
     assert out.out == "" and len(out.err.splitlines()) == 1 and says in out.err
-    assert out.err.startswith("selfdetr-features: ") and not Path("data").exists()
+    assert out.err.startswith("selfdetr-features: error: ") and not Path("data").exists()
 
 
 def test_help_and_a_length_that_is_stated_wrongly(films, tmp_path, capsys, monkeypatch):
