@@ -151,8 +151,9 @@ def results_page(folder: Path) -> str:
     listed = "\n".join(sorted(names, key=lambda name: (not name.startswith("table"), name)))
     return f"""# Data set {dataset}, profile {profile}
 
-The notebooks as `make reproduce` executed them. Each table carries the hash of the code that computed it. [What holds](../claims.md) names the tables
-that are older than the present code, and [What is identical to the reference](../../nbs/55_reference.ipynb) says what has changed since.
+The notebooks as `make reproduce` executed them. Each table carries the hash of the code that computed it.
+[What holds](../claims.md) names the tables that are older than the present code, and
+[What is identical to the reference](../../nbs/55_reference.ipynb) says what has changed since.
 
 ```{{toctree}}
 {listed}

@@ -1057,7 +1057,7 @@ def is_length(row: Segment, fps: float | None) -> bool:
 
 
 def settle_durations(
-    segments: list[Segment], name: str, fps: float | None, named: bool, path: str | Path
+    segments: list[Segment], name: str, fps: float | None, named: bool
 ) -> tuple[list[Segment], list[str]]:
     "The segments with durations of recordings only, and what there is to say; `named`: the column is not doubted."
     both = [row for row in segments if row.item and row.duration is not None]
@@ -1068,13 +1068,11 @@ def settle_durations(
         own = "it is how long the segments last, not their recordings" if lengths >= NEARLY_ALL * other else ""
         why = own or f"{after} of {len(telling)} segments end after it"
         return [row._replace(duration=None) for row in segments], [f"column {shown(name)} is not used: {why}"]
-    bad, mend = Found(str(path)), f"correct the times, or leave the column out: --ignore {shown(name)}"
-    for row in filter(ends_after, both):
-        what = f"ends at {row.span[1]:g} s, after its recording of {row.duration:g} s"
-        bad.add("row", str(row.line), what, mend=mend)
-    refuse_lines(bad)
-    seconds = both and fps is not None
-    return segments, [f"column {shown(name)} is read as seconds, unlike start and end"] if seconds else []
+    notes = [f"column {shown(name)} is read as seconds, unlike start and end"] if both and fps is not None else []
+    if late := [f"line {row.line}" for row in filter(ends_after, both)]:
+        what = f"{len(late)} segments end after the duration of their recording ({shorten(late, 5)})"
+        notes.append(f"warning: {what}; a training clips or drops them: correct the times, or --ignore {shown(name)}")
+    return segments, notes
 
 # %% ../nbs/17_check.ipynb #17a00006
 def read_segments(
@@ -1090,7 +1088,7 @@ def read_segments(
         raise DataError(f"{path}: {shown(header[roles['start']])} holds frames; give their rate: fps=... (--fps ...)")
     segments = parse_rows(rows, roles, fps, len(header), path)
     name, named = header[roles["duration"]].strip() if "duration" in roles else "", "duration" in (columns or {})
-    return settle_durations(segments, name, fps, named, path)
+    return settle_durations(segments, name, fps, named)
 
 # %% ../nbs/17_check.ipynb #e35ddf32
 def draw_subsets(videos: Sequence[str], share: float, seed: int) -> dict[str, str]:
