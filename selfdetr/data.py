@@ -551,7 +551,8 @@ def unannotated(
 ) -> DataError:
     "The refusal of a split without annotations."
     count = sum(videos.get(subset, 0) for subset in subsets)
-    return DataError(f"{where}: subset {', '.join(map(shown, subsets))} has {count} video{'s' * (count != 1)} and no annotations; "
+    there = f"{count} video{'s' * (count != 1)}"
+    return DataError(f"{where}: subset {', '.join(map(shown, subsets))} has {there} and no annotations; "
                      f"name another for {split}: {split}=..., or \"subsets\" in dataset.json")
 
 
