@@ -96,7 +96,7 @@ def one_of(
     "The advice for a name that is unknown: the one that was probably meant, and those there are."
     names = list(names)
     near = similar_name(name, names)
-    return (f"did you mean {shown(near)}? " if near else "") + f"It is one of {', '.join(map(brief, names))}"
+    return (f"did you mean {shown(near)}? It" if near else "it") + f" is one of {', '.join(map(brief, names))}"
 
 
 def as_names(given: str | Iterable[str]) -> list[str]:
@@ -732,7 +732,7 @@ def parse_entry(
     fps = None if entry.get("fps") is None else finite_number(entry["fps"], where, "fps")
     items = entry.get("annotations") or []
     other = other_name(entry, "annotations") if entry.get("annotations") is None else None
-    if other and isinstance(entry[other], list) and entry[other]:
+    if other and isinstance(entry[other], list) and any(isinstance(item, (dict, list)) for item in entry[other]):
         raise lacking(entry, "annotations", where, "a list")
     if not isinstance(items, list):
         raise DataError(f"{where}: annotations is a {type(items).__name__}; write a list")
