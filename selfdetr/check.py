@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['SEVERITIES', 'KINDS', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV', 'SEGMENT_LINE', 'USUAL_ENTRY', 'Cut', 'LENGTHS',
            'COLUMNS', 'VIDEOS', 'SOUNDS', 'MEDIA', 'FIRST_BYTES', 'BEYOND', 'NEARLY_ALL', 'LAST', 'FEATURES', 'ABOVE_0',
-           'STEPS', 'RANGES', 'Finding', 'shorten', 'Found', 'Findings', 'parse_leniently', 'settings_in_use', 'Places',
-           'places', 'name_layout', 'look_around', 'find_database', 'Entry', 'check_entry', 'readable_instances',
-           'used_instances', 'check_units', 'near_duplicates', 'check_subsets', 'near_spellings', 'check_labels',
-           'check_counts', 'affixes', 'guess_stems', 'explain_names', 'check_names', 'check_file', 'Recording',
-           'turned', 'check_channels_of', 'fitting_grid', 'check_lengths', 'spread', 'quantiles', 'grid_facts',
-           'cut_windows', 'longer_window', 'check_windows', 'round_to_steps', 'instance_table', 'check_resolution',
-           'Described', 'check_annotations', 'check_all_features', 'check_use', 'annotation_facts', 'check_folder',
-           'refuse_unknown', 'find_columns', 'Segment', 'time_of', 'parse_row', 'refuse_other_formats', 'read_rows',
-           'refuse_lines', 'parse_rows', 'ends_after', 'is_length', 'settle_durations', 'read_segments', 'draw_subsets',
-           'one_form', 'refuse_another', 'join_rows', 'note_files', 'subsets_of', 'length_from_features', 'duration_of',
-           'Imported', 'import_segments', 'add_check', 'add_import', 'check_command', 'import_command', 'make_parser',
-           'run_one', 'main']
+           'STEPS', 'RANGES', 'Finding', 'shorten', 'split_message', 'Found', 'Findings', 'parse_leniently',
+           'settings_in_use', 'Places', 'places', 'name_layout', 'look_around', 'find_database', 'Entry', 'check_entry',
+           'readable_instances', 'used_instances', 'entries_in_one_form', 'check_units', 'near_duplicates',
+           'check_subsets', 'near_spellings', 'check_labels', 'check_counts', 'affixes', 'guess_stems', 'explain_names',
+           'other_folders', 'check_names', 'check_file', 'Recording', 'turned', 'check_channels_of', 'fitting_grid',
+           'check_lengths', 'check_rates', 'spread', 'quantiles', 'grid_facts', 'cut_windows', 'longer_window',
+           'check_windows', 'round_to_steps', 'instance_table', 'check_resolution', 'Described', 'check_annotations',
+           'check_all_features', 'check_use', 'annotation_facts', 'check_folder', 'refuse_unknown', 'find_columns',
+           'Segment', 'time_of', 'parse_row', 'refuse_other_formats', 'read_rows', 'refuse_lines', 'parse_rows',
+           'ends_after', 'is_length', 'settle_durations', 'read_segments', 'draw_subsets', 'one_form', 'refuse_another',
+           'join_rows', 'note_files', 'subsets_of', 'length_from_features', 'duration_of', 'Imported',
+           'import_segments', 'add_check', 'add_import', 'check_command', 'import_command', 'make_parser', 'run_one',
+           'main']
 
 # %% ../nbs/17_check.ipynb #1e9beb87
 import argparse
@@ -46,10 +47,11 @@ from .command import (
     Parser, argument, check_output, number, output_file, parse_rate, parse_time, run_command)
 from .data import (
     DEFAULTS, LONGEST_COMPARED, MOST_STEPS, READERS, RELEASES, SETTINGS, AnnotatedVideo, DataError, Dataset,
-    FeatureFiles, Report, TimeGrid, Windows, all_settings, brief, check_channels, check_features, choose_subsets,
-    class_name, clean_instances, end_of, find_part, finite_number, grid_for, in_blocks, label_index, parse_entry,
-    parse_instance, parse_json, place_videos, read_database, read_features, read_json, read_settings, read_text,
-    regular_file, shown, similar_name, test_windows, training_windows, video_name, write_whole)
+    FeatureFiles, Report, TimeGrid, Windows, all_settings, as_names, brief, check_channels, check_feature_folder,
+    check_features, choose_subsets, class_name, clean_instances, compare_rates, end_of, excess, find_files, find_part,
+    finite_number, grid_for, in_blocks, label_index, labels_in_one_form, one_of, parse_entry, parse_instance,
+    parse_json, place_videos, read_database, read_features, read_json, read_settings, read_text, regular_file,
+    same_form, shown, similar_name, stated_rates, test_windows, training_windows, video_name, write_whole)
 from .evaluation import PROTOCOLS, markdown_table
 from .segments import elementwise_iou
 
@@ -75,6 +77,16 @@ def shorten(texts: Sequence[str], most: int = 3) -> str:
 KINDS: dict[str, tuple[str, str, str]] = {}  # kind -> severity, what (values are put in), mend
 
 
+def split_message(text: str) -> tuple[str, str]:
+    "What is wrong and how to fix it: the parts before and after the first `; ` that is in no quotes or brackets."
+    plain = re.sub(r"""(?<!\w)(['"]).*?\1(?!\w)""", lambda quoted: "_" * len(quoted[0]), text)
+    nested = 1
+    while nested:
+        plain, nested = re.subn(r"\([^()]*\)", lambda inner: "_" * len(inner[0]), plain)
+    at = plain.find("; ")
+    return (text[:at], text[at + 2 :]) if at >= 0 else (text, "")
+
+
 @dataclass(eq=False)
 class Found:
     "A list of findings."
@@ -92,7 +104,7 @@ class Found:
         try:
             yield
         except DataError as error:
-            what, _, mend = str(error).removeprefix(where).lstrip(": ").partition("; ")
+            what, mend = split_message(str(error).removeprefix(where).lstrip(": "))
             self.add(kind, item, what, mend=mend)
 
     @property
@@ -300,17 +312,17 @@ USUAL_ENTRY: dict[str, Any] = {"subset": "training", "duration": 1.0, "fps": Non
 
 def check_entry(name: str, entry: Any, findings: Findings) -> Entry:
     "The fields of one entry that can be used."
-    where, usable = f"video {name!r}", dict[str, Any]()
+    where, usable, given = f"video {name!r}", dict[str, Any](), entry if isinstance(entry, dict) else {}
     for position, key in enumerate(USUAL_ENTRY):
-        value = entry.get(key) if isinstance(entry, dict) else None
         with findings.catch("video entry", where, where):
-            usable[key] = parse_entry(USUAL_ENTRY | {key: value}, where)[position]
+            usable[key] = parse_entry(given | USUAL_ENTRY | {key: given.get(key)}, where)[position]
     return Entry(**usable)
 
 # %% ../nbs/17_check.ipynb #44e274a4
 KINDS |= {
     "instance clipped": ("warning", "{} ends after the video, and is clipped", "correct its end, or the duration"),
     "instance beyond": ("warning", "{} is beyond the video, and is dropped", "correct its times, or the duration"),
+    "instance no length": ("warning", "{} has no length, and is dropped", "correct its end, or remove it"),
     "instance duplicate": ("warning", "{} is annotated twice, and one is dropped", "remove one of the two"),
     "instance ignored": ("note", "{} has an ignored label, and is dropped", "nothing, unless ignore_labels is wrong"),
     "instance short": ("note", "{} is under min_seconds, and is dropped", "nothing, unless min_seconds is wrong")}
@@ -332,12 +344,26 @@ def used_instances(
 ) -> list[tuple[float, float, str]]:  # start, end (seconds), label
     "The instances of a video, all readable, that would be used."
     report, where = Report(), f"video {name!r}"
-    rules = settings["ignore_labels"], report, where, settings["min_seconds"]
+    rules = as_names(settings["ignore_labels"]), report, where, settings["min_seconds"]
     kept = clean_instances(entry.annotations, name, entry.duration, *rules)
     for kind, cases in report.items():
         for case in cases:
             findings.add(f"instance {kind}", where, case.removeprefix(f"{name}: "))
     return kept
+
+# %% ../nbs/17_check.ipynb #1d000102
+KINDS["other form"] = "note", "{}: two Unicode forms of one name", "write it in one form, or ignore this"
+
+
+def entries_in_one_form(
+    entries: Mapping[str, Entry], settings: Mapping[str, Any], findings: Findings, item: str
+) -> dict[str, Entry]:
+    "Entries whose annotations can be read, with each label in the form in which loading has it."
+    report, wanted = Report(), [as_names(settings.get(key) or ()) for key in ("classes", "ignore_labels")]
+    items = labels_in_one_form({name: entry.annotations for name, entry in entries.items()}, sum(wanted, []), report)
+    for case in report.get("other form", []):
+        findings.add("other form", item, case)
+    return {name: entry._replace(annotations=items[name]) for name, entry in entries.items()}
 
 # %% ../nbs/17_check.ipynb #9d60b3fa
 def check_units(entries: Mapping[str, Entry], findings: Findings, item: str) -> None:
@@ -385,11 +411,12 @@ def check_subsets(
     entries: Mapping[str, Entry], given: Mapping[str, Any], findings: Findings, item: str
 ) -> dict[str, str]:  # subset -> "train" or "test"; empty where that is unclear
     "Which subset is for what, where `given` is what \"train\" and \"test\" are to be; what is not there is a finding."
-    annotated, before = Counter[str](), len(findings.found)
-    for entry in entries.values():
-        annotated.update({entry.subset: len(entry.annotations)} if entry.subset is not None else {})
+    annotated, videos, before = Counter[str](), Counter[str](), len(findings.found)
+    for entry in (entry for entry in entries.values() if entry.subset is not None):
+        annotated[str(entry.subset)] += len(entry.annotations)
+        videos[str(entry.subset)] += 1
     try:
-        return choose_subsets(annotated, given["train"], given["test"], item)
+        return choose_subsets(annotated, given["train"], given["test"], item, videos)
     except DataError as error:
         refused, found = error, shorten(sorted(annotated), 30) or "none"
     for split, names in given.items():
@@ -434,7 +461,7 @@ def check_labels(rows: pd.DataFrame, classes: Sequence[str] | None, findings: Fi
     """
     first_video = rows.drop_duplicates("label").set_index("label")["video"]
     times, found = Counter(rows["label"]), sorted(set(rows["label"]))
-    names = list(dict.fromkeys(found if classes is None else classes))
+    names = list({same_form(name): name for name in (found if classes is None else classes)}.values())
     with findings.catch("classes", SETTINGS_FILE, item):
         label_index({}, classes, item)
     known = set(names)
@@ -491,10 +518,11 @@ def guess_stems(names: Sequence[str], stems: Sequence[str], prefix: str) -> Iter
 # %% ../nbs/17_check.ipynb #0da7b4e2
 def explain_names(names: Sequence[str], files: Sequence[Path], place: Places) -> dict[str, tuple[Path, str]]:
     "Of videos without a feature file and files without a video: name -> the file that is probably meant, the mend."
-    stems, meant = {path.stem: path for path in files}, dict[str, tuple[Path, str]]()
-    for guess, mend in guess_stems(names, list(stems), place.files.prefix):
-        for name in (name for name in names if name not in meant and guess.get(name) in stems):
-            path = stems[guess[name]]
+    stems, meant = {same_form(path.stem): path for path in files}, dict[str, tuple[Path, str]]()
+    forms = {name: same_form(name) for name in names}
+    for guess, mend in guess_stems(list(forms.values()), list(stems), place.files.prefix):
+        for name in (name for name in names if name not in meant and guess.get(forms[name]) in stems):
+            path = stems[guess[forms[name]]]
             ending = path.suffix[1:]
             change = f'write "feature_format": "{ending}"' if ending in READERS else "save each array with numpy.save"
             parts = [mend, change if ending != place.files.feature_format else ""]
@@ -504,20 +532,31 @@ def explain_names(names: Sequence[str], files: Sequence[Path], place: Places) ->
 # %% ../nbs/17_check.ipynb #69c36e78
 KINDS |= {
     "missing features": ("warning", "{} is not there{}", "extract its features, or remove the video"),
-    "extra features": ("note", "belongs to no annotated video", "annotate it, or ignore this"),
-    "feature folder": ("error", "no such folder", "put one file of features a video there")}
+    "extra features": ("note", "belongs to no annotated video", "annotate it, or ignore this")}
 
 
+def other_folders(place: Places) -> list[str]:
+    "Settings that name a folder in which there are files of features."
+    there = {path.parent.name: path.suffix[1:] for path in sorted(place.folder.glob("*/*.*"))}
+    return [f'write "features": "{name}" in {SETTINGS_FILE}' for name, kind in there.items() if kind in READERS]
+
+
+# %% ../nbs/17_check.ipynb #1d000104
 def check_names(
     splits: Mapping[str, str], entries: Mapping[str, Entry], place: Places, findings: Findings
 ) -> dict[str, Path]:  # the videos with a file, under the right name or under another
     "Which of the videos that are used have features, and what became of the others; `splits` has \"\" where unclear."
-    folder = place.files.folder
-    if not folder.is_dir():
-        there = {path.parent.name: path.suffix[1:] for path in sorted(place.folder.glob("*/*.*"))}
-        mends = [f'write "features": "{name}" in {SETTINGS_FILE}' for name, kind in there.items() if kind in READERS]
-        findings.add("feature folder", place.short(folder), mend="; or ".join([KINDS["feature folder"][2], *mends]))
+    folder, report = place.files.folder, Report()
+    try:
+        check_feature_folder(folder)
+    except DataError as error:
+        what, mend = split_message(str(error).removeprefix(f"{folder}: "))
+        findings.add("feature folder", place.short(folder), what, mend="; or ".join([mend, *other_folders(place)]))
         return {}
+    with findings.catch("feature file", place.short(folder), str(folder)):
+        find_files(place.files, splits, report)
+    for case in report.get("other form", []):
+        findings.add("other form", place.short(folder), case)
     wanted = {name: place.files.path(name) for name in entries}
     here = {name: wanted[name] for name in splits if wanted[name].exists()}
     missing, known = [name for name in splits if name not in here], set(wanted.values())
@@ -570,15 +609,8 @@ class Recording(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """How many times too long the features are, 1 where their length is one that extractors give.
-
-        They stop at the last whole snippet, or pad and give a step for every stride; rounding may cost one more.
-        """
-        if self.grid is None:
-            return 1.0
-        frames, stride = self.duration * self.grid.fps, self.grid.stride
-        fewest, most = (self.steps - 1) * stride, self.steps * stride + max(self.grid.snippet, stride)
-        return fewest / frames if fewest > frames else most / frames if most < frames else 1.0
+        "How many times too long the features are, as `selfdetr.data.excess` has it."
+        return excess(self.steps, self.duration, self.grid) if self.grid else 1.0
 
     @property
     def turned(self) -> "Recording":
@@ -644,6 +676,24 @@ def check_lengths(recordings: Mapping[str, Recording], findings: Findings, item:
     for name, each in known.items() if one_factor else ():
         if abs(each.excess / common - 1) > tolerance:
             findings.add("length", f"video {name!r}", each.steps, each.covers, each.duration)
+
+# %% ../nbs/17_check.ipynb #1d000106
+KINDS["frame rates"] = "warning", "{}", "correct one of the two"
+
+
+def check_rates(
+    videos: Sequence[AnnotatedVideo],
+    grids: Mapping[str, TimeGrid],
+    recordings: Mapping[str, Recording],
+    feature: Mapping[str, Any],  # the annotation file's "feature" section
+    findings: Findings,
+) -> None:
+    "Whether videos state another frame rate than the one in use, and which fits the features' length."
+    known = [video for video in videos if video.name in grids and video.name in recordings]
+    if stated := stated_rates(known, grids, feature):
+        steps = {name: each.steps for name, each in recordings.items()}
+        what, mend = split_message(compare_rates(known, grids, steps, stated))
+        findings.add("frame rates", SETTINGS_FILE, what, mend=mend)
 
 # %% ../nbs/17_check.ipynb #f06a7e4d
 Cut = tuple[int, float, float]  # steps of a window, overlap of training windows, share of an instance to be inside
@@ -770,13 +820,15 @@ def check_annotations(
     splits = check_subsets(entries, {split: named.get(split) for split in given}, findings, item) if entries else {}
     used = {name: readable_instances(name, entry, findings) for name, entry in entries.items()
             if not splits or entry.subset is None or entry.subset in splits}
+    used = entries_in_one_form(used, settings, findings, item)
     check_units(used, findings, item)
     kept = {name: used_instances(name, entry, settings, findings) for name, entry in used.items()}
     split_of = {name: splits.get(str(entry.subset), "") for name, entry in used.items()}
     rows = [(name, *row, split_of[name]) for name, mine in kept.items() for row in mine]
     frame = pd.DataFrame(rows, columns=["video", "start", "end", "label", "split"])
     near_duplicates(frame, 0.9, findings)
-    classes = check_labels(frame, settings.get("classes"), findings, item) if entries else []
+    names = None if settings.get("classes") is None else as_names(settings["classes"])
+    classes = check_labels(frame, names, findings, item) if entries else []
     if splits:
         check_counts(findings, item)
     number = {label: i for i, label in enumerate(classes)}
@@ -819,7 +871,7 @@ def check_use(folder: Path, settings: Mapping[str, Any], standardised: bool, fin
     if scores and not (folder / scores).is_file():
         findings.add("video scores", str(scores), "no such file", mend="put it there, or correct video_scores")
     if protocol not in (None, *PROTOCOLS):
-        what, mend = f"unknown protocol {shown(protocol)}", f"write one of {', '.join(PROTOCOLS)}"
+        what, mend = f"unknown protocol {shown(protocol)}", one_of(str(protocol), PROTOCOLS)
         findings.add("settings", SETTINGS_FILE, what, mend=mend)
     mapped, packed = not settings["in_memory"], settings["feature_format"]
     if mapped and packed != "npy" and not settings.get("resize"):
@@ -882,8 +934,9 @@ def check_folder(
     grids: dict[str, TimeGrid] = {}
     for video in (video for video in described.videos if math.isfinite(video.duration)):
         with findings.catch("time grid", f"video {video.name!r}", f"{folder}: video {shown(video.name)}"):
-            grids[video.name] = grid or grid_for(video, settings, described.feature, folder)
+            grids[video.name] = grid_for(video, settings, described.feature, folder, grid)
     recordings = check_all_features(place, described, {} if resize else grids, findings)
+    check_rates(described.videos, {} if resize else grids, recordings, described.feature, findings)
     findings.known |= annotation_facts(described, place, recordings)
     check_use(folder, settings, standardised, findings)
     videos = [video for video in described.videos if video.name in recordings and video.name in grids]

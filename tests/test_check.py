@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_data import SPOILED, annotation, database, edit, save, write
+from test_data import COMPOSED, DECOMPOSED, SEVERAL, SPOILED, annotation, database, edit, save, write
 
 from selfdetr import check, data
 from selfdetr.check import Findings, check_folder, import_segments, main
@@ -63,7 +63,7 @@ def test_what_loading_refuses_is_an_error_with_its_mend(folder, spoil, words):
 
 @pytest.mark.parametrize("arguments", [
     dict(train="dev"), dict(classes=["jump"]), dict(feature_format="npz"), dict(train="test"), dict(resize=0),
-    dict(standardised=True, in_memory=False)])
+    dict(standardised=True, in_memory=False), dict(grid=TimeGrid(10), resize=50)])
 def test_arguments_that_loading_refuses_are_errors(folder, arguments):
     with pytest.raises(DataError):
         load_dataset(folder, **arguments)
@@ -172,6 +172,32 @@ def test_names_that_differ_are_explained(folder, change, words):
     first = missing.iloc[0]
     said = f"{first.what} {first.mend}"
     assert [word for word in ["a.npy is not there", *words] if word not in said] == [], said
+
+
+@pytest.mark.parametrize("written, there", [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_file_in_another_unicode_form_is_a_note(folder, written, there):
+    edit(lambda d: d.update({written: d.pop("b")}))(folder)
+    path = folder / "features" / "b.npy"
+    path = path.rename(path.with_stem(there))
+    findings = check_folder(folder)
+    assert findings.ok and not {"missing features", "extra features"} & kinds(findings)
+    finding = of(findings, "other form")
+    assert finding.severity == "note" and ascii(written) in finding.what and ascii(f"{there}.npy") in finding.what
+    path.rename(path.with_stem(f"v_{there}"))
+    (missing,) = [finding for finding in check_folder(folder).found if finding.kind == "missing features"]
+    assert f"v_{there}.npy is" in missing.what and '"prefix": "v_"' in missing.mend
+
+
+def test_one_file_for_two_videos_is_an_error(folder):
+    edit(lambda d: d.update({COMPOSED: d.pop("b"), DECOMPOSED: d.pop("c")}))(folder)
+    save(np.ones((200, 6), np.float32), COMPOSED)(folder)
+    finding = of(check_folder(folder), "feature file")
+    assert ascii(COMPOSED) in finding.what and ascii(DECOMPOSED) in finding.what and "one name" in finding.mend
+
+
+def test_a_file_for_the_folder_of_features(folder):
+    finding = of(check_folder(folder, features="features/a.npy"), "feature folder")
+    assert finding.what == "is a file" and '"features": "features"' in finding.mend
 
 
 def test_the_mend_for_a_prefix_works(folder):
@@ -286,6 +312,24 @@ def test_odd_instances_are_warnings_with_their_video(folder):
     assert findings.ok and "0.97" in found["near duplicates"].what and found["instance ignored"].severity == "note"
 
 
+def test_an_instance_of_no_length_is_a_warning(folder):
+    edit(lambda d: d["a"]["annotations"].append(annotation("run", 0, 0)))(folder)
+    findings = check_folder(folder)
+    finding = of(findings, "instance no length")
+    assert findings.ok and (finding.severity, finding.item) == ("warning", "video 'a'") and "run 0-0 s" in finding.what
+
+
+@pytest.mark.parametrize("options, kept", [({}, COMPOSED), (dict(classes=["run", "jump", DECOMPOSED]), DECOMPOSED)])
+def test_a_label_in_two_unicode_forms_is_one_class_and_a_note(folder, options, kept):
+    odd = [annotation(COMPOSED, 8, 9), annotation(DECOMPOSED, 8, 9), annotation(DECOMPOSED, 10, 11)]
+    edit(lambda d: d["a"]["annotations"].extend(odd))(folder)
+    findings = check_folder(folder, **options)
+    assert set(findings.classes.index) == {"run", "jump", kept} and findings.classes.train[kept] == 2
+    assert {"unknown label", "near spellings"} & kinds(findings) == set()
+    assert "'u\\u0308bung_1'" in of(findings, "other form").what and of(findings, "other form").severity == "note"
+    assert "instance duplicate" in kinds(findings)
+
+
 @pytest.mark.parametrize("change, words", [(lambda t: 30 * t, "not in seconds"), (lambda t: t / 30, "fractions")])
 def test_times_in_other_units_are_errors(folder, change, words):
     def spoil(entries):
@@ -336,11 +380,20 @@ def test_subsets_that_match_nothing_list_those_found(folder):
     assert "did you mean 'training'?" in cases.mend.iloc[0]
 
 
-def test_a_training_split_without_instances_is_an_error(folder):
-    edit(lambda d: [d[name].update(annotations=[]) for name in "abc"])(folder)
+def test_a_subset_without_annotations_is_an_error(folder):
+    for split, subset, names in (("train", "training", "abc"), ("test", "test", "de")):
+        edit(lambda d, names=names: [d[name].update(annotations=[]) for name in names])(folder)
+        for options in ({}, dict(train="training", test="test")):
+            finding = of(check_folder(folder, **options), "subsets")
+            assert finding.severity == "error" and f"subset {subset!r} has {len(names)} videos" in finding.what
+            assert f"name another for {split}" in finding.mend
+
+
+def test_a_split_whose_instances_are_all_dropped(folder):
+    edit(lambda d: [item.update(label="Ambiguous") for name in "abc" for item in d[name]["annotations"]])(folder)
     assert of(check_folder(folder), "no instances").severity == "error"
-    edit(lambda d: [d[name].update(annotations=[]) for name in "de"])(folder)
-    assert of(check_folder(folder, train="training", test="test"), "no instances").severity == "warning"
+    edit(lambda d: [item.update(label="Ambiguous") for item in d["d"]["annotations"]])(folder)
+    assert of(check_folder(folder), "no instances").severity == "warning"
 
 
 # Features.
@@ -384,6 +437,41 @@ def test_the_stride_or_rate_that_would_fit_is_named(wrong, right):
     finding = of(lengths(durations, [s * right[0] / right[1] for s in durations], *wrong), "time grid")
     expected = f"fps {right[0]} instead" if wrong[0] != right[0] else f"stride {right[1]} instead"
     assert expected in finding.mend and finding.severity == ("warning" if wrong[0] == 25 else "error")
+
+
+RATES = [(12.5, 10, "10 fits better, so correct"), (10, 12.5, "10 fits better, so what is in use seems right")]
+
+
+@pytest.mark.parametrize("in_use, stated, words", RATES)
+def test_frame_rates_that_differ_are_one_warning(folder, in_use, stated, words):
+    write(folder, fps=in_use)
+    edit(lambda d: [entry.update(fps=stated) for entry in d.values()])(folder)
+    finding = of(check_folder(folder), "frame rates")
+    assert (finding.severity, finding.item) == ("warning", "dataset.json") and words in finding.mend
+    assert finding.what == f"fps is {in_use:g} in use, but {stated:g} as stated for 5 of 5 videos, such as 'a'"
+    assert "frame rates" not in kinds(check_folder(folder, fps=stated)) | kinds(check_folder(folder, resize=32))
+
+
+@pytest.mark.parametrize("kind, content, words, wanted", SEVERAL.values(), ids=SEVERAL)
+def test_the_message_about_a_file_of_several_arrays_is_whole(folder, kind, content, words, wanted):
+    for path in (folder / "features").iterdir():
+        np.savez(path.with_suffix(".npz"), np.load(path))
+        torch.save(torch.from_numpy(np.load(path)), path.with_suffix(".pt"))
+    path = folder / "features" / f"b.{kind}"
+    np.savez(path, **content) if kind == "npz" else torch.save(content, path)
+    finding = of(check_folder(folder, feature_format=kind), "feature file")
+    assert [word for word in words if word not in finding.what] == [], finding.what
+    assert finding.mend.startswith("save one array of them, by np.save('b.npy', ") and finding.mend.endswith(")")
+
+
+def test_a_message_is_not_cut_inside_a_name(folder):
+    edit(lambda d: d.update({"a; b": d.pop("a") | {"duration": "cut; short"}}))(folder)
+    finding = of(check_folder(folder), "video entry")
+    assert finding.what == "duration is 'cut; short'" and finding.mend.startswith("write a finite number")
+    write(folder, classes=["run", "jumq; x", "jump"])
+    edit(lambda d: d["a"]["annotations"].append(annotation("jumq; y", 3, 4)))(folder)
+    finding = of(check_folder(folder), "unknown label")
+    assert finding.what.endswith("the unknown label 'jumq; y'") and "did you mean 'jumq; x'?" in finding.mend
 
 
 def test_memory_does_not_grow_with_the_recordings(folder):

@@ -1,8 +1,11 @@
 """The contracts of selfdetr.data: what is refused and how, what is mended and counted, time, and windows."""
 
+import copy
+import hashlib
 import json
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from selfdetr import data
 from selfdetr.data import DataError, TimeGrid, load_dataset, read_annotations, training_windows, windows_of
 
 CHANNELS = 6
+COMPOSED, DECOMPOSED = "\u00fcbung_1", "u\u0308bung_1"  # look the same
 DURATIONS = {"a": 30.0, "b": 20.0, "c": 5.0, "d": 25.0, "e": 0.1}
 INSTANCES = {
     "a": [("run", 1.0, 3.0), ("jump", 2.5, 6.5), ("run", 28.0, 29.95)],
@@ -108,8 +112,37 @@ SPOILED = {
     "video listed twice": (list_twice, ["annotations.json", "video 'b'", "listed twice", "keep one"]),
     "end before start": (edit(lambda d: d["b"]["annotations"].append(annotation("run", 5, 4.5))),
                          ["annotations.json", "video 'b'", "annotation 2", "4.5 s", "5 s", "correct or remove"]),
-    "end at start": (edit(lambda d: d["b"]["annotations"].append(annotation("run", 5, 5))),
-                     ["video 'b'", "annotation 2"]),
+    "time in quotes": (edit(lambda d: d["c"]["annotations"].append(annotation("run", 1, "2.5"))),
+                       ["video 'c'", "annotation 1", "end is '2.5'", "without quotes"]),
+    "class for label": (edit(lambda d: d["c"]["annotations"].append({"class": "run", "segment": [1, 2]})),
+                        ["video 'c'", "annotation 1", 'no label, but "class"', '"label"']),
+    "label_id for label": (edit(lambda d: d["c"]["annotations"].append({"label_id": 3, "segment": [1, 2]})),
+                           ["video 'c'", 'no label, but "label_id"', "name of that class"]),
+    "misspelt label": (edit(lambda d: d["c"]["annotations"].append({"lable": "run", "segment": [1, 2]})),
+                       ["video 'c'", 'no label, but "lable"', "rename"]),
+    "timestamps for segment": (edit(lambda d: d["c"]["annotations"].append({"label": "run", "timestamps": [1, 2]})),
+                               ["video 'c'", 'no segment, but "timestamps"', '"segment"']),
+    "frames for segment": (edit(lambda d: d["c"]["annotations"].append({"label": "run", "segment(frames)": [1, 2]})),
+                           ["video 'c'", 'no segment, but "segment(frames)"', "divide it by the frame rate"]),
+    "segment of three": (edit(lambda d: d["c"]["annotations"].append({"label": "run", "segment": [1, 2, 3]})),
+                         ["video 'c'", "segment is [1, 2, 3]", "[start, end]"]),
+    "duration_second": (edit(lambda d: d["c"].update(duration_second=d["c"].pop("duration"), duration_frame=50)),
+                        ["video 'c'", 'no duration, but "duration_second"', 'rename that to "duration"']),
+    "duration_frame": (edit(lambda d: d["c"].update(duration_frame=50 * d["c"].pop("duration"))),
+                       ["video 'c'", 'no duration, but "duration_frame"', "divide it by the frame rate"]),
+    "duration in quotes": (edit(lambda d: d["c"].update(duration="12.5")),
+                           ["video 'c'", "duration is '12.5'", "without quotes"]),
+    "split for subset": (edit(lambda d: d["c"].update(split=d["c"].pop("subset"))),
+                         ["video 'c'", 'no subset, but "split"', "rename"]),
+    "timestamps for annotations": (edit(lambda d: d["c"].update(timestamps=[[1, 2]], x=d["c"].pop("annotations"))),
+                                   ["video 'c'", 'no annotations, but "timestamps"', '"segment": [start, end]']),
+    "annotation for annotations": (edit(lambda d: d["c"].update(annotation=d["c"].pop("annotations"))),
+                                   ["video 'c'", 'no annotations, but "annotation"', "rename"]),
+    "test subset without annotations": (edit(lambda d: d["d"].update(annotations=[])),
+                                        ["subset 'test' has 2 videos and no annotations", "name another for test"]),
+    "training subset without annotations": (
+        edit(lambda d: [d[name].update(annotations=[]) for name in "abc"]),
+        ["subset 'training' has 3 videos and no annotations", "name another for train"]),
     "negative start": (edit(lambda d: d["c"]["annotations"].insert(0, annotation("run", -0.5, 2))),
                        ["video 'c'", "annotation 0", "-0.5 s", "correct or remove"]),
     "time that is no number": (edit(lambda d: d["c"]["annotations"].append(annotation("run", "1", 2))),
@@ -149,13 +182,17 @@ SPOILED = {
     "NaN": (save(with_nan(np.nan, 17)), ["b.npy", "video 'b'", "step 17", "NaN", "again"]),
     "infinite": (save(with_nan(-np.inf, 199)), ["b.npy", "video 'b'", "step 199", "infinite"]),
     "text features": (save(np.full((200, 6), "x")), ["b.npy", "video 'b'", "float32"]),
-    "unknown setting": (lambda f: write(f, strid=4), ["dataset.json", "unknown key 'strid'", "stride"]),
-    "setting of another kind": (lambda f: write(f, fps="10"), ["dataset.json", "fps is '10'"]),
+    "unknown setting": (lambda f: write(f, strid=4), ["dataset.json", "unknown key 'strid'", "'stride'?"]),
+    "setting of another kind": (lambda f: write(f, fps="10"), ["dataset.json", "fps is '10'", "without quotes"]),
     "unknown subset key": (lambda f: write(f, subsets={"dev": []}), ["dataset.json", "'dev'", "train and test"]),
     "unknown subset": (lambda f: write(f, subsets={"train": ["dev"]}), ["'dev'", "found: test, training"]),
     "unknown label": (lambda f: write(f, classes=["runn", "jump"]),
                       ["annotations.json", "video 'a'", "'run'", "'runn'?"]),
     "class twice": (lambda f: write(f, classes=["run", "jump", "run"]), ["annotations.json", "'run'", "twice"]),
+    "class twice in two forms": (lambda f: write(f, classes=["run", "jump", COMPOSED, DECOMPOSED]),
+                                 ["annotations.json", "twice", "Unicode"]),
+    "features are a file": (lambda f: write(f, features="annotations.json"),
+                            ["annotations.json", "is a file", "give the folder"]),
 }
 
 
@@ -175,7 +212,11 @@ def test_bad_input_is_refused_with_its_place_and_mend(folder, spoil, words, in_m
     (dict(train="dev"), ["subset 'dev'", "found: test, training"]),
     (dict(train=[]), ["train", "unclear"]),
     (dict(train="test"), ["both train and test"]),
+    (dict(test="tst"), ["subset 'tst'", "did you mean 'test'?"]),
     (dict(feature_format="h5"), ["feature format 'h5'", "npy, npz, pt"]),
+    (dict(feature_format="npzz"), ["feature format 'npzz'", "did you mean 'npz'?"]),
+    (dict(release="thumos"), ["release 'thumos'", "did you mean 'thumos14'?"]),
+    (dict(grid=TimeGrid(10), resize=50), ["video 'a'", "grid", "resized to 50 steps", "one of the two"]),
     (dict(feature_format="npz"), ["no train video", "<video>.npz", "a.npy"]),
 ])
 def test_bad_arguments_are_refused(folder, arguments, words):
@@ -221,16 +262,17 @@ def test_a_pickled_file_is_not_run(folder, tmp_path):
 def test_quirks_are_handled_and_counted(folder):
     entries = database()
     entries["a"]["annotations"] += [annotation("run", 29, 31), annotation("jump", 30, 32), annotation("jump", 31, 33),
-                                    annotation("run", 1, 3), annotation("Ambiguous", 2, 4)]
+                                    annotation("run", 1, 3), annotation("Ambiguous", 2, 4), annotation("run", 0, 0),
+                                    annotation("run", 5, 5)]
     entries["f"] = {"subset": "Training", "duration": 9, "fps": 10, "annotations": [annotation("run", 1, 2)]}
     entries["g"] = {"subset": "spare", "duration": 9, "annotations": [annotation("fly", 1, 2)]}
     (folder / "annotations.json").write_text(json.dumps({"database": entries}))
     np.save(folder / "features" / "b.npy", np.zeros((90, CHANNELS), np.float16))
     loaded = load_dataset(folder)
     assert {kind: len(cases) for kind, cases in loaded.report.items()} == {
-        "clipped": 1, "beyond": 2, "duplicate": 1, "ignored": 1,
+        "clipped": 1, "beyond": 2, "duplicate": 1, "ignored": 1, "no length": 2,
         "no features": 1, "unused": 1, "one step": 1, "length": 1}
-    assert set(loaded.report) == set(data.QUIRKS) - {"short"}
+    assert set(loaded.report) == set(data.QUIRKS) - {"short", "fps", "other form"}
     assert load_dataset(folder, min_seconds=1.0).report["short"] == ["b: run 4-4.5 s"]
     assert loaded.classes == ("jump", "run")
     assert loaded.videos[0].segments.tolist() == [[1, 3], [2.5, 6.5], [28, 29.95], [29, 30]]
@@ -263,6 +305,7 @@ def test_labels_are_read_as_utf8_with_or_without_a_mark(folder, mark):
 
 # Where settings come from.
 
+@pytest.mark.filterwarnings("ignore:.*fps is")
 def test_fps_comes_from_the_most_deliberate_source(folder):
     feature = {"fps": 50, "stride": 3, "snippet": 5}
     entries = database()
@@ -317,6 +360,237 @@ def test_the_hash_follows_all_that_matters(folder, dataset):
     save(np.load(folder / "features" / "b.npy") + np.float32(1e-3))(folder)
     hashes.add(load_dataset(folder).hash())
     assert len(hashes) == 2 + len(changes)
+
+
+def test_the_hash_of_cleaned_instances_is_what_results_carry(folder):
+    "Written out once more; committed results are looked up by it."
+    for options in ({}, dict(ignore_labels=["run"]), dict(ignore_labels=["Ambiguous", "fly"])):
+        loaded = load_dataset(folder, **options)
+        digest = hashlib.sha256(repr(loaded.classes).encode())
+        for video in loaded.videos:
+            digest.update(repr((video.name, video.split, float(video.duration), video.steps)).encode())
+            digest.update(np.array([10.0, 1.0, 1.0], "<f8").tobytes() + video.segments.astype("<f8").tobytes())
+            digest.update(video.labels.astype("<i8").tobytes() + loaded.features(video.name).astype("<f4").tobytes())
+        assert loaded.hash() == digest.hexdigest()
+
+
+RAW = {"a protocol": dict(protocol="thumos14-212"), "video scores": dict(video_scores="scores.json")}
+READ = {  # changes of the test videos that leave the cleaned instances as they are
+    "duplicate": lambda d: d["d"]["annotations"].append(annotation("run", 3, 6)),
+    "beyond": lambda d: d["d"]["annotations"].append(annotation("run", 26, 27)),
+    "end beyond": lambda d: d["d"]["annotations"][1]["segment"].__setitem__(1, 26.0),
+    "no length": lambda d: d["d"]["annotations"].append(annotation("run", 0, 0)),
+    "ignored": lambda d: d["d"]["annotations"].append(annotation("Ambiguous", 8, 9))}
+BASE = [annotation("run", 3.0, 6.0), annotation("jump", 20.0, 25.5)]  # the second is clipped at 25
+
+
+@pytest.mark.parametrize("how", RAW.values(), ids=RAW)
+def test_the_hash_has_what_judging_reads_of_the_file(folder, how):
+    def hashed(change=lambda d: None, **more):
+        entries = database()
+        entries["d"]["annotations"] = copy.deepcopy(BASE)
+        change(entries)
+        (folder / "annotations.json").write_text(json.dumps({"database": entries}))
+        return load_dataset(folder, **more).hash()
+
+    (folder / "scores.json").write_text("{}")
+    cleaned = {hashed(change) for change in READ.values()}
+    assert cleaned == {hashed()}  # by the cleaned instances these folders are one
+    hashes = [hashed(change, **how) for change in READ.values()]
+    assert len({*hashes, hashed(**how)}) == len(READ) + 1
+    assert hashed(**how, ignore_labels=["Ambiguous", "fly"]) != hashed(**how)
+    assert hashed(**how, ignore_labels="Ambiguous") == hashed(**how)
+    turned = hashed(lambda d: d["d"]["annotations"].reverse(), **how)
+    assert turned != hashed(**how)  # which instance comes first decides ties
+
+
+@pytest.mark.parametrize("how", [{}, *RAW.values()], ids=["cleaned", *RAW])
+def test_the_hash_does_not_have_the_layout_of_the_file(folder, how):
+    (folder / "scores.json").write_text("{}")
+    before = load_dataset(folder, **how).hash()
+    content = {"version": "2", "database": {name: dict(reversed(entry.items())) for name, entry in database().items()}}
+    for entry in content["database"].values():
+        entry["url"], entry["fps"], entry["duration"] = "x", 10.0, float(entry["duration"])
+        entry["annotations"] = [{"id": 3, "segment": [int(t) if t == int(t) else t for t in item["segment"]],
+                                 "label": item["label"]} for item in entry["annotations"]]
+    (folder / "annotations.json").write_text(json.dumps(content, indent=3))
+    assert load_dataset(folder, **how).hash() == before
+
+
+def test_training_videos_are_no_part_of_how_video_scores_are_judged(folder):
+    (folder / "scores.json").write_text("{}")
+    before = load_dataset(folder, video_scores="scores.json").hash()
+    edit(lambda d: d["a"]["annotations"].append(annotation("run", 1.0, 3.0)))(folder)
+    assert load_dataset(folder, video_scores="scores.json").hash() == before
+
+
+@pytest.mark.parametrize("ignore", ["run", ["run"], ("run",)])
+def test_one_label_is_not_a_list_of_letters(folder, ignore):
+    loaded = load_dataset(folder, ignore_labels=ignore)
+    assert loaded.classes == ("jump",) and loaded.ignore_labels == ("run",)
+    assert load_dataset(folder).ignore_labels == ("Ambiguous",)
+    assert load_dataset(folder, classes="jump", ignore_labels=ignore).classes == ("jump",)
+
+
+# Two frame rates for one video.
+
+RATES = {  # fps of dataset.json, what the videos state, stride -> words of the warning
+    "the stated one fits": (12.5, 10, 1, ["fps is 12.5 in use, but 10", "5 of 5 videos", "0.80 of the durations",
+                                          "10 fits better", "correct"]),
+    "the one in use fits": (10, 12.5, 1, ["fps is 10 in use, but 12.5", "10 fits better", "seems right"]),
+    "neither fits": (10, 12.5, 4, ["fps is 10 in use, but 12.5", "neither fits"]),
+    "just over": (10, 10.11, 1, ["fps is 10 in use, but 10.11"])}
+
+
+@pytest.mark.parametrize("in_use, stated, stride, words", RATES.values(), ids=RATES)
+def test_frame_rates_that_differ_are_told_once(folder, in_use, stated, stride, words):
+    write(folder, fps=in_use, stride=stride)
+    edit(lambda d: [entry.update(fps=stated) for entry in d.values()])(folder)
+    with pytest.warns(UserWarning) as caught:
+        loaded = load_dataset(folder)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    message = str(caught[0].message)
+    assert [word for word in ["sports", *words] if word not in message] == [], message
+    assert loaded.report["fps"][0] == f"a: {in_use:g} in use, {stated:g} stated" and len(loaded.report["fps"]) == 5
+    assert {video.grid.fps for video in loaded.videos} == {in_use}  # the precedence is as it was
+    assert "videos that state another frame rate than the one in use: 5" in loaded.summary()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("stated, more", [(10.09, {}), (9.91, {}), (0, {}), (24, dict(resize=32))])
+def test_frame_rates_that_agree_or_are_not_used_are_not_told(folder, stated, more):
+    write(folder, fps=10)
+    edit(lambda d: [entry.update(fps=stated) for entry in d.values()])(folder)
+    assert "fps" not in load_dataset(folder, **more).report
+
+
+def test_a_grid_of_the_call_and_a_feature_section_are_compared_as_well(folder):
+    with pytest.warns(UserWarning, match="fps is 25 in use, but 10.*10 fits better"):
+        load_dataset(folder, grid=TimeGrid(25))
+    content = {"database": database(), "feature": {"fps": 5}}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="fps is 10 in use, but 5.*10 fits better"):
+        load_dataset(folder)
+
+
+def test_rates_between_which_the_length_does_not_decide():
+    nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
+    short = [data.AnnotatedVideo(name, "train", 5.0, 10.15, *nothing) for name in "abc"]
+    grids, steps = dict.fromkeys("abc", TimeGrid(10)), dict.fromkeys("abc", 50)
+    stated = data.stated_rates(short, grids, {})
+    assert stated == dict.fromkeys("abc", 10.15)
+    assert "both fit, so find out" in data.compare_rates(short, grids, steps, stated)
+
+
+# One name in two Unicode forms.
+
+@pytest.mark.parametrize("written, there", [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+@pytest.mark.parametrize("place", ["", "{}/"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_file_in_another_form_is_found_and_reported(folder, dataset, written, there, place, in_memory):
+    edit(lambda d: d.update({place.format(written) + written: d.pop("b")}))(folder)
+    path = folder / "features" / place.format(there) / f"{there}.npy"
+    path.parent.mkdir(exist_ok=True)
+    (folder / "features" / "b.npy").rename(path)
+    loaded = load_dataset(folder, in_memory=in_memory)
+    name = place.format(written) + written
+    assert np.array_equal(loaded.features(name), dataset.features("b")) and "no features" not in loaded.report
+    assert np.array_equal(loaded.features(place.format(there) + there), dataset.features("b"))
+    (case,) = loaded.report["other form"]
+    assert ascii(name) in case and ascii(f"{there}.npy") in case
+    assert "names in another Unicode form, matched: 1" in loaded.summary()
+
+
+def test_the_exact_name_goes_before_another_form(folder):
+    edit(lambda d: d.update({COMPOSED: d.pop("b")}))(folder)
+    save(np.ones((200, CHANNELS), np.float32), COMPOSED)(folder)
+    save(np.zeros((200, CHANNELS), np.float32), DECOMPOSED)(folder)
+    loaded = load_dataset(folder)
+    assert loaded.features(COMPOSED).all() and "other form" not in loaded.report
+
+
+def test_one_file_for_two_videos_is_refused(folder):
+    edit(lambda d: d.update({COMPOSED: d.pop("b"), DECOMPOSED: d.pop("c")}))(folder)
+    save(np.ones((200, CHANNELS), np.float32), COMPOSED)(folder)
+    with pytest.raises(DataError) as caught:
+        load_dataset(folder)
+    assert ascii(COMPOSED) in str(caught.value) and ascii(DECOMPOSED) in str(caught.value)
+    save(np.ones((50, CHANNELS), np.float32), DECOMPOSED)(folder)
+    assert len(load_dataset(folder).videos) == 5
+
+
+@pytest.mark.parametrize("settings, kept", [
+    ({}, COMPOSED), (dict(classes=[DECOMPOSED, "jump", "run"]), DECOMPOSED), (dict(ignore_labels=[DECOMPOSED]), None)])
+def test_a_label_in_two_forms_is_one_class(folder, settings, kept):
+    odd = [annotation(COMPOSED, 8, 9), annotation(DECOMPOSED, 8, 9), annotation(DECOMPOSED, 10, 11)]
+    edit(lambda d: d["a"]["annotations"].extend(odd))(folder)
+    loaded = load_dataset(folder, **settings)
+    assert set(loaded.classes) == {"jump", "run", kept} - {None}
+    mine = loaded.ground_truth("train")
+    assert len(mine[mine.label == kept]) == (2 if kept else 0)
+    assert len(loaded.report["other form"]) == 1 and len(loaded.report.get("duplicate", [])) == (1 if kept else 0)
+
+
+def test_a_subset_in_another_form_is_that_subset(folder):
+    edit(lambda d: [entry.update(subset=COMPOSED) for entry in d.values() if entry["subset"] == "test"])(folder)
+    assert len(load_dataset(folder, train="training", test=DECOMPOSED).split("test")) == 2
+
+
+def test_a_place_in_another_form_is_found(folder, dataset):
+    (folder / "features").rename(folder / DECOMPOSED)
+    (folder / "annotations.json").rename(folder / f"{DECOMPOSED}.json")
+    loaded = load_dataset(folder, features=COMPOSED, annotations=f"{COMPOSED}.json")
+    assert loaded.hash() == dataset.hash()
+
+
+# Files of several arrays: the line of Python in the message is the way out.
+
+def saved_by(message, folder, monkeypatch):
+    "What the line of Python in a message saves."
+    monkeypatch.chdir(folder)
+    exec(re.search(r"np\.save\(.*\)$", message)[0], {"np": np, "torch": torch})
+    return data.read_features(folder / "b.npy")
+
+
+RGB, FLOW = np.ones((7, 3), np.float32), np.zeros((7, 2), np.float32)
+SEVERAL = {
+    "npz, two streams": ("npz", dict(flow=FLOW, rgb=RGB), ["'flow', 'rgb'"], np.hstack([RGB, FLOW])),
+    "npz": ("npz", dict(frames=RGB, times=FLOW), ["'frames', 'times'", "features"], RGB),
+    "a dict": ("pt", {"fc7": torch.tensor(RGB), "n": 3}, ["a dict", "'fc7'"], RGB),
+    "a dict of two streams": ("pt", {"flow": torch.tensor(FLOW), "rgb": torch.tensor(RGB)},
+                              ["'flow', 'rgb'"], np.hstack([RGB, FLOW])),
+    "a list": ("pt", [torch.tensor(RGB).half(), torch.tensor(FLOW)], ["a list", "0, 1"], RGB)}
+
+
+@pytest.mark.parametrize("kind, content, words, wanted", SEVERAL.values(), ids=SEVERAL)
+def test_a_file_of_several_arrays_says_how_to_save_one(folder, monkeypatch, kind, content, words, wanted):
+    path = folder / "features" / f"b.{kind}"
+    (folder / "features" / "b.npy").unlink()
+    np.savez(path, **content) if kind == "npz" else torch.save(content, path)
+    with pytest.raises(DataError) as caught:
+        data.read_features(path)
+    message = str(caught.value)
+    assert [word for word in ["video 'b'", *words] if word not in message] == [], message
+    assert "\n" not in message and "extract" not in message
+    assert np.array_equal(saved_by(message, path.parent, monkeypatch), wanted)
+
+
+@pytest.mark.parametrize("content, words", [
+    ({"a": {"b": 1}}, ["a dict", "no array in it"]), ([], ["a list", "no array in it"]), (3.5, ["holds 3.5"])])
+def test_a_pt_file_without_tensors(tmp_path, content, words):
+    torch.save(content, tmp_path / "b.pt")
+    with pytest.raises(DataError) as caught:
+        data.read_features(tmp_path / "b.pt")
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_a_file_for_a_folder_and_a_folder_for_a_file(folder):
+    with pytest.raises(DataError, match="annotations.json: is a file; give the folder that holds it, '.*sports'"):
+        load_dataset(folder / "annotations.json")
+    with pytest.raises(DataError, match="a.npy: is a file; give the folder that holds one file of features a video"):
+        load_dataset(folder, features="features/a.npy")
+    with pytest.raises(DataError, match="features: is a folder; name the file in it"):
+        data.read_json(folder / "features")
 
 
 # Time.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -458,6 +459,32 @@ def test_mapping_what_cannot_be_mapped_is_a_warning(folder, kind, words):
     found = check.check_folder(folder, window=16, in_memory=False, feature_format=kind)
     assert [row.what for row in found.found if "in_memory" in row.what] == (
         ["in_memory is false, and every window unpacks its whole .npz file"] if words else [])
+
+
+@pytest.mark.parametrize("key", ["\x1b[2J", "a\nb", "k" * 5000, "'; x='", "{file}", "\u202egpj"],
+                         ids=lambda key: ascii(key)[:12])
+def test_names_of_arrays_are_shown_in_one_short_line(tmp_path, key):
+    torch.save({key: torch.zeros(2, 2)} | {f"{i}": torch.zeros(1) for i in range(2000)}, tmp_path / "a.pt")
+    refused(lambda: data.read_features(tmp_path / "a.pt"), "a dict", "save one array", ", ...")
+    np.savez(tmp_path / "a.npz", **{"x": np.zeros((2, 2)), key.replace("\n", " "): np.zeros((2, 2))})
+    refused(lambda: data.read_features(tmp_path / "a.npz"), "'x'", "save one array")
+
+
+def test_many_names_in_another_unicode_form_take_little_time(folder):
+    names = [f"\u00fc{i}" for i in range(2000)]
+    for name in names:
+        (folder / "features" / f"{name}x.npy").touch()
+    started = time.process_time()
+    assert not any(data.FeatureFiles(folder / "features").path(name).exists() for name in names[:100])
+    assert time.process_time() - started < 5
+    items = {"a": [{"label": f"\u00fc{i}", "segment": [0, 1]} for i in range(20_000)]}
+    assert data.labels_in_one_form(items, [], {}) == items and time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("key", ["duration", "subset", "annotations"])
+def test_an_entry_of_many_other_keys_is_refused_soon(folder, key):
+    change(folder / "annotations.json", "database", "a", {f"{key}_{i}" + "x" * 40: [1] for i in range(20_000)})
+    refused(lambda: data.read_annotations(folder), "video 'a'")
 
 
 class Harm:

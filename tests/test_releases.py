@@ -67,6 +67,7 @@ def test_thumos14_is_read_as_it_is_released(thumos, form, channels_first):
             assert inside.max() > 0.99 * (end - start)
 
 
+@pytest.mark.filterwarnings("ignore:.*fps is")
 def test_what_the_folder_says_goes_before_the_release(thumos):
     folder, fill = thumos
     fill()
@@ -129,6 +130,41 @@ def test_activitynet_is_read_resized(activitynet):
     assert len(windows) == 5 and (windows.valid == 192).all()
 
 
+def test_an_instance_of_no_length_is_dropped_and_counted(activitynet):
+    path = activitynet / "activity_net.v1-3.min.json"
+    content = read_json(path)
+    content["database"]["--id1"]["annotations"].append({"label": "Ballet", "segment": [0, 0]})
+    path.write_text(json.dumps(content))
+    loaded = load_dataset(activitynet, release="activitynet13")
+    assert loaded.report["no length"] == ["--id1: Ballet 0-0 s"] and len(loaded.ground_truth(None)) == 8
+    content["database"]["--id1"]["annotations"][-1]["segment"] = [0.5, 0]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="--id1', annotation 1: ends at 0 s, before its start at 0.5 s"):
+        load_dataset(activitynet, release="activitynet13")
+
+
+def test_a_subset_without_annotations_is_said_to_be_that(activitynet):
+    for split in ("train", "test"):
+        words = f"subset 'testing' has 1 video and no annotations; name another for {split}"
+        with pytest.raises(DataError, match=words):
+            load_dataset(activitynet, release="activitynet13", **{split: "testing"})
+    both = load_dataset(activitynet, release="activitynet13", train=["training", "testing"])
+    assert len(both.split("train")) == 5  # --hidden has no features
+
+
+def test_folders_that_are_judged_differently_have_different_hashes(activitynet):
+    path, hashes, scores = activitynet / "activity_net.v1-3.min.json", [], []
+    content = read_json(path)
+    for _ in range(2):
+        path.write_text(json.dumps(content))
+        loaded = load_dataset(activitynet, release="activitynet13")
+        found = loaded.ground_truth("test").assign(score=0.9)
+        scores.append(study.judge_detections(found, loaded).average)
+        hashes.append(loaded.hash())
+        content["database"]["--id5"]["annotations"] *= 2
+    assert scores[0] == 1 and scores[1] < 0.9 and hashes[0] != hashes[1]
+
+
 def test_resizing_agrees_with_numpy():
     features = np.random.default_rng(1).standard_normal((37, 5))
     for steps in (1, 8, 37, 100):
@@ -174,6 +210,7 @@ def test_video_scores_of_one_s_own_data_need_no_protocol(activitynet, tmp_path):
     (dict(test="test"), ["no video is in subset 'test'", "found: testing, training, validation"]),
     (dict(video_scores="cuhk.json"), ["cuhk.json", "no such file of video scores"]),
     (dict(resize=0), ["resize is 0"]),
+    (dict(test="validate"), ["no video is in subset 'validate'", "did you mean 'validation'?"]),
 ])
 def test_a_release_that_does_not_fit_is_refused(activitynet, change, words):
     with pytest.raises(DataError) as caught:
@@ -199,5 +236,5 @@ def test_an_unknown_protocol_is_refused_before_training(activitynet, tmp_path):
 
 
 def test_the_releases_are_named_where_one_is_misspelt(activitynet):
-    with pytest.raises(DataError, match=", ".join(RELEASES)):
+    with pytest.raises(DataError, match=r"did you mean 'activitynet13'\? It is one of " + ", ".join(RELEASES)):
         load_dataset(activitynet, release="activitynet")
