@@ -81,7 +81,7 @@ def self_feedback(
 def diversity_report(
     outputs: Any,  # of a DETR called with output_attentions=True; best in eval mode
 ) -> pd.DataFrame:  # columns part ("encoder" / "decoder" / "cross"), layer (from 1), diversity (mean over images)
-    "Mean diversity of every layer's attention map (Eq. 10, Figure 4), padding left out."
+    "Mean d(A) of every layer's attention map (Eq. 10, over its rows), padding left out."
     maps = attention_maps(outputs)
     by_image = [diversity(maps.encoder_maps[:, i, ~padding]) for i, padding in enumerate(maps.mask)]
     found = {

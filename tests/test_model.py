@@ -1,4 +1,4 @@
-"""Attention, matching, losses, feedback and diversity against oracles: PyTorch's modules, brute force, plain loops."""
+"""Attention, matching, losses and feedback against oracles: PyTorch's modules, brute force, plain loops."""
 
 import itertools
 import math
@@ -13,7 +13,6 @@ from torch.testing import assert_close
 
 from selfdetr.attention import SelfAttention, attend, hide_keys
 from selfdetr.data import test_windows
-from selfdetr.diversity import diversity
 from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.inference import InferenceConfig, detect_dataset
 from selfdetr.losses import LossConfig, SetCriterion
@@ -411,34 +410,6 @@ def test_only_decoder_layers_that_are_compared_are_guided():
     found = touched(tiny_model(decoder_layers=1), "feedback_decoder")
     assert found and not [n for n in found if "cross_attention" in n or n.startswith(("encoder.", "input_projection."))]
     assert {n.split(".")[3] for n in found if n.startswith("decoder.layers.")} == {"self_attention"}
-
-
-# ---- diversity
-
-
-@few
-@given(SEEDS, st.integers(1, 6), st.integers(1, 6))
-def test_diversity_is_the_smallest_norm_over_the_rows(seed, rows, columns):
-    maps = random_maps(seed, 2, rows, columns).numpy()
-    for found, a in zip(diversity(torch.from_numpy(maps)), maps):
-        norms = []
-        for row in a:
-            residual = abs(a - row)
-            norms.append(math.sqrt(residual.sum(0).max() * residual.sum(1).max()))
-        assert float(found) == pytest.approx(min(norms), abs=2e-5)
-
-
-@few
-@given(SEEDS, st.integers(2, 6), st.floats(0.1, 10))
-def test_diversity_is_a_distance_to_maps_of_equal_rows(seed, size, scale):
-    a, g = random_maps(seed, size, size), generator(seed)
-    same_row = torch.randn(1, size, generator=g, dtype=torch.float64)
-    expected = diversity(a)
-    assert_close(diversity(scale * a), scale * expected, atol=1e-4, rtol=1e-4)
-    assert_close(diversity(a + same_row), expected, atol=1e-4, rtol=1e-4)
-    order = torch.randperm(size, generator=g)
-    assert_close(diversity(a[order][:, order]), expected, atol=1e-5, rtol=1e-4)
-    assert diversity(same_row.expand(size, -1)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["self-detr", "tadtr", "react"])

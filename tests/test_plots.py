@@ -106,6 +106,13 @@ def test_diversity_panels_lines_and_band():
     assert band.y1 == pytest.approx(1.1 + 4.302653 * 0.1 / np.sqrt(3))  # Student's factor for three seeds
 
 
+def test_the_relative_form_of_figure_4_is_another_column_with_its_own_label():
+    frame = diversity_frame().assign(relative=lambda f: f["diversity"] / 4)
+    out = drawable(plots.plot_diversity(frame, value="relative"))
+    assert out[0].get_ylabel() == "relative diversity d(A) / ||A||"
+    assert out[1].lines[0].get_ydata() == pytest.approx([(1 / layer + 0.1) / 4 for layer in (1, 2, 3, 4)])
+
+
 def test_diversity_of_one_seed_and_of_no_layers():
     one = drawable(plots.plot_diversity(diversity_frame(seeds=1)))
     assert len(one[0].lines) == 2 and np.isfinite(one[0].lines[0].get_ydata()).all()

@@ -153,7 +153,7 @@ def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
 
     def watching(model, windows, indices):
         taken.append(len(indices))
-        return {"encoder": torch.zeros(1, len(indices))}
+        return {"encoder": torch.zeros(2, 1, len(indices))}
 
     monkeypatch.setattr(diversity, "window_diversity", watching)
     for length in (128, 256, 512, 4096):
