@@ -154,7 +154,7 @@ class Findings(Found):
         groups = self.table.groupby(["severity", "kind"], sort=False)
         rows = groups.head(3).drop(columns="kind").set_index("severity")
         tables = [frame for frame in (rows, self.facts.set_index("fact"), self.classes) if len(frame)]
-        texts = [markdown_table(frame.map(lambda cell: str(cell).replace("|", "\\|"))) for frame in tables]
+        texts = [markdown_table(frame) for frame in tables]
         more = [f"- {len(rest) - 3} more: {severity}, {kind}\n" for (severity, kind), rest in groups if len(rest) > 3]
         return "\n".join([f"**{self.summary}**\n", *texts[:1], *(["".join(more)] if more else []), *texts[1:]])
 

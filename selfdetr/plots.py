@@ -27,6 +27,7 @@ from scipy import stats
 from torch import Tensor
 
 from .data import write_whole
+from .evaluation import drawn, use_fallbacks
 
 # %% ../nbs/15_plots.ipynb #f711a936
 TRUTH, PLAIN, MENDED = "#D55E00", "#666666", "#009E73"  # ground truth; the model without feedback; with both
@@ -121,7 +122,8 @@ def plot_map(
         axis.set_major_locator(MaxNLocator(5, integer=True))
     if segments is not None:
         _bars(ax, _array(segments).reshape(-1, 2), *weights.shape)
-    ax.set(xlabel=labels[0], ylabel=labels[1], title=title)
+    ax.set(xlabel=labels[0], ylabel=labels[1], title=drawn(title))
+    use_fallbacks(ax)
     return ax
 
 # %% ../nbs/15_plots.ipynb #f6f40a9b
@@ -149,16 +151,17 @@ def plot_maps(
     for row, (name, colour) in zip(grid, method_colours(maps).items()):
         for ax, one in zip(row, maps[name]):
             plot_map(one, segments, ax=ax, vmax=vmax, labels=labels)
-        row[0].set_ylabel(f"{name}\n{labels[1]}", color=colour)
+        row[0].set_ylabel(f"{drawn(name)}\n{labels[1]}", color=colour)
     for i, ax in enumerate(grid[0, :layers]):
         ax.set_title(f"layer {i + 1}")
+    use_fallbacks(*grid.flat)
     for ax in grid.flat:
         ax.label_outer()
         if not ax.images:
             _say(ax, "no layer")
     if values:
-        drawn = next(ax.images[0] for ax in grid.flat if ax.images)
-        grid[0, 0].figure.colorbar(drawn, ax=list(grid.flat), label="attention weight", shrink=0.8)
+        image = next(ax.images[0] for ax in grid.flat if ax.images)
+        grid[0, 0].figure.colorbar(image, ax=list(grid.flat), label="attention weight", shrink=0.8)
     return grid
 
 # %% ../nbs/15_plots.ipynb #76b22b56
@@ -170,7 +173,7 @@ def _line(ax: Axes, frame: pd.DataFrame, value: str, colour: str, name: str, shi
     """Mean over seeds by layer, with its interval: a band, or with a shift along the axis thin bars."""
     by_layer = frame.groupby("layer")[value].apply(lambda x: pd.Series(_interval(x.to_numpy()))).unstack()
     layers, style = by_layer.index.to_numpy(), method_line(name)
-    [line] = ax.plot(layers + (shift or 0), by_layer[0], "o" + style, color=colour, label=name, markersize=4)
+    [line] = ax.plot(layers + (shift or 0), by_layer[0], "o" + style, color=colour, label=drawn(name), markersize=4)
     line.set_markerfacecolor(colour if style == "-" else "white")
     if shift is None:
         ax.fill_between(layers, by_layer[1].to_numpy(), by_layer[2].to_numpy(), color=colour, alpha=0.2, linewidth=0)
@@ -207,6 +210,7 @@ def plot_diversity(
     grid[0].set_ylabel(VALUES[value])
     if parts:
         grid[-1].legend(frameon=False, title="mean,\n95% interval", loc="upper left", bbox_to_anchor=(1, 1))
+        use_fallbacks(grid[-1])
     else:
         _say(grid[0], "no layer")
     return grid
@@ -241,12 +245,13 @@ def plot_timeline(
         _lane(ax, ground_truth[ground_truth["label"] == name], i - 0.4, colour)
         found = best[best["label"] == name]
         _lane(ax, found, i + 0.02, colour, (found["score"] / top).clip(0, 1).to_numpy(dtype=float))
-    ax.set(yticks=range(len(shown)), yticklabels=shown, ylim=(max(1, len(shown)) - 0.4, -0.6))
-    ax.set(xlabel="time [s]", title=title, xlim=(0, duration))
+    ax.set(yticks=range(len(shown)), yticklabels=map(drawn, shown), ylim=(max(1, len(shown)) - 0.4, -0.6))
+    ax.set(xlabel="time [s]", title=drawn(title), xlim=(0, duration))
     for i in range(1, len(shown)):
         ax.axhline(i - 0.5, color="#DDDDDD", linewidth=0.6)
     if not len(best):
-        ax.set_title(f"{title} (no detections)".strip())
+        ax.set_title(f"{drawn(title)} (no detections)".strip())
+    use_fallbacks(ax)
     return ax
 
 # %% ../nbs/15_plots.ipynb #06e402d1
@@ -259,7 +264,7 @@ def _curve(ax: Axes, history: pd.DataFrame, term: str, colour: str, name: str, s
     if len(known):
         ax.plot(known["step"], known[term], color=colour, alpha=0.2, linewidth=0.6)
         ax.plot(known["step"], known[term].ewm(span=max(1.0, smooth * len(known))).mean(),
-                method_line(name), color=colour, label=name)
+                method_line(name), color=colour, label=drawn(name))
 
 
 def _panels(n: int) -> np.ndarray:
@@ -287,13 +292,14 @@ def plot_losses(
         for name, colour in method_colours(runs).items():
             if term in runs[name].columns:
                 _curve(ax, runs[name], term, colour, name, smooth)
-        ax.set_title(term.replace("_", " "), fontsize="medium")
+        ax.set_title(drawn(term.replace("_", " ")), fontsize="medium")
         ax.set_xlabel("step")
     grid[0].set_ylabel("loss")
     if not any(ax.lines for ax in grid):
         _say(grid[0], "no steps")
     elif any(runs) and terms:
         grid[0].legend(frameon=False, fontsize="small")
+    use_fallbacks(*grid)
     return grid
 
 # %% ../nbs/15_plots.ipynb #79b94bc1
@@ -326,15 +332,15 @@ def _dots(ax: Axes, y: int, values: np.ndarray, summary: np.ndarray, colour: str
 
 def _hollow(ax: Axes, values: pd.Series) -> None:
     """The paper's numbers, one a row, as hollow diamonds; edged with white, to be seen on a dark dot."""
-    [drawn] = ax.plot(values, np.arange(len(values)), "D", markersize=6)
-    drawn.set(markerfacecolor="none", markeredgecolor="black")
-    drawn.set(zorder=3, path_effects=[withStroke(linewidth=3, foreground="white")])
+    [diamonds] = ax.plot(values, np.arange(len(values)), "D", markersize=6)
+    diamonds.set(markerfacecolor="none", markeredgecolor="black")
+    diamonds.set(zorder=3, path_effects=[withStroke(linewidth=3, foreground="white")])
 
 # %% ../nbs/15_plots.ipynb #8c760091
 def _source(table: Mapping[str, Any]) -> str:
     """What the numbers of a table were measured on, for its titles."""
     dataset = str(table["dataset"])
-    return "ours, simulated data" if dataset == "simulated" else f"ours, {Path(dataset).name}"
+    return "ours, simulated data" if dataset == "simulated" else f"ours, {drawn(Path(dataset).name)}"
 
 
 def _dress(grid: np.ndarray, table: Mapping[str, Any], names: list[str], known: bool) -> None:
@@ -344,14 +350,15 @@ def _dress(grid: np.ndarray, table: Mapping[str, Any], names: list[str], known: 
     ours.set_title(f"{_source(table)}, n = {len(table['seeds'])}", fontsize="medium")
     paper.set_title("the paper", fontsize="medium")
     base = names[0] if names and names[0] != "baseline" else "the baseline"
-    difference.set_title(f"difference to {base}\n{_source(table)}{hollow}", fontsize="medium")
+    difference.set_title(f"difference to {drawn(base)}\n{_source(table)}{hollow}", fontsize="medium")
     ours.set_xlabel("average mAP [%]\nsmall: a seed; large: mean, 95% interval")
     paper.set_xlabel("average mAP [%]")
     difference.set_xlabel("points of average mAP")
     for ax in grid:
-        ax.set(yticks=range(len(names)), yticklabels=names, ylim=(max(1, len(names)) - 0.4, -0.6))
+        ax.set(yticks=range(len(names)), yticklabels=map(drawn, names), ylim=(max(1, len(names)) - 0.4, -0.6))
         ax.grid(axis="x", color="#EEEEEE")
         ax.set_axisbelow(True)
+    use_fallbacks(*grid)
 
 
 def plot_table(

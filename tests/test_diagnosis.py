@@ -346,7 +346,8 @@ def test_empty_tables_have_explicit_values(protocol):
         assert result.sensitivity["mAP_N"].eq(0).all()
         assert result.false_negatives["missed"].tolist() == [int(n > 0) for n in result.false_negatives["instances"]]
         assert json.loads(json.dumps(result.to_dict(), allow_nan=False)) == result.to_dict()
-        assert "nan" not in result.markdown().lower() and str(result).startswith("average mAP 0.0")
+        assert "nan" not in result.markdown().lower() and "; average mAP 0.0" in str(result)
+        assert str(result).startswith("nothing ") and result.markdown().startswith("**Nothing ")
         plt.close(result.plot())
 
 
@@ -388,6 +389,28 @@ def test_durations_come_from_the_file_or_from_the_caller(tmp_path):
     for without in (diagnose(g, d), diagnose(as_json(g, "database"), d), diagnose(path, d, durations={})):
         assert "coverage" not in without.sensitivity.index.get_level_values(0)
         assert without.notes["annotated videos without a duration, coverage left out"] == g["video"].nunique()
+
+
+def test_names_of_durations_may_be_in_another_unicode_form():
+    composed, decomposed = "\u00fcbung", "u\u0308bung"
+    g, d = (frame.assign(video=composed) for frame in (truth, found))
+    expected = diagnose(g, d, durations={composed: 40.0})
+    assert tables_equal(diagnose(g, d.assign(video=decomposed), durations={decomposed: 40.0}), expected)
+
+
+def test_lengths_of_time_differences_are_seconds():
+    g, d = crowd(videos=3)
+    g, d = (f.assign(start=f["start"].round(3), end=f["end"].round(3)) for f in (g, d))
+    as_times = [f.assign(**{c: pd.to_timedelta(f[c], unit="s") for c in ("start", "end")}) for f in (g, d)]
+    like_thumos = Protocol("thumos14")  # limits of the buckets in seconds
+    assert tables_equal(diagnose(*as_times, protocol=like_thumos), diagnose(g, d, protocol=like_thumos))
+
+
+def test_options_are_checked_before_anything_is_read():
+    for options in (dict(protocol="thumos14-challenge"), dict(profile_tiou=0), dict(tiou=2), dict(protocol="thumos")):
+        with pytest.raises(DataError) as error:
+            diagnose("lost.json", "lost.json", **options)
+        assert "lost.json" not in str(error.value)
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, 0, -1.0, None, "long"])

@@ -262,3 +262,37 @@ def test_diversity_of_many_methods_has_bars_beside_each_other_instead_of_bands()
     assert [line.get_linestyle() for line in decoder.lines] == ["-"] * 4 + ["--"]
     few = drawable(plots.plot_diversity(frame[frame["row"].isin(names[:4])]))
     assert {line.get_xdata()[0] for line in few[1].lines} == {1}
+
+
+# ---- names of any kind
+
+
+HOSTILE = ["$5 and $6", "$\\frac{1}$", "two\nlines", "tab\tbed", "50 $", "\u00fcbung|\u0448\u0430\u0433", "a_b"]
+SHOWN = [r"\$5 and \$6", r"\$\frac{1}\$", "two lines", "tab bed", r"50 \$", HOSTILE[5], "a_b"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_they_are():
+    rows = [row | {"name": name} for name, row in zip(HOSTILE, table()["rows"] * 2)]
+    data = table(dataset="folder/$x^{ and $y") | {"rows": rows}
+    ours, *_ = drawable(plots.plot_table(data))
+    assert [label.get_text() for label in ours.get_yticklabels()] == SHOWN and r"\$x^{ and \$y" in ours.get_title()
+    truth = pd.DataFrame({"start": 0.0, "end": 1.0, "label": HOSTILE})
+    ax = drawable(plots.plot_timeline(truth, truth.assign(score=1.0), title="$x^{ and $y"))
+    assert sorted(label.get_text() for label in ax.get_yticklabels()) == sorted(SHOWN) and "x^{" in ax.get_title()
+    drawable(plots.plot_timeline(truth, truth.head(0).assign(score=1.0), title="$x^{ and $y"))
+    grid = drawable(plots.plot_maps({name: [np.eye(3)] for name in HOSTILE}))
+    assert [ax.get_ylabel().split("\n")[0] for ax in grid[:, 0]] == SHOWN
+    drawable(plots.plot_map(np.eye(3), title="$x^{ and $y"))
+    frame = pd.concat([diversity_frame().query("row == 'both'").assign(row=name) for name in HOSTILE])
+    legend = drawable(plots.plot_diversity(frame))[-1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == SHOWN
+    losses = drawable(plots.plot_losses({name: HISTORY.rename(columns={"class": "$x^{_$"}) for name in HOSTILE}))
+    assert [text.get_text() for text in losses[0].get_legend().get_texts()] == SHOWN
+
+
+def test_letters_that_no_font_has_are_said_once():
+    truth = pd.DataFrame({"start": 0.0, "end": 1.0, "label": [chr(0x10FF00 + i) for i in range(9)]})
+    with pytest.warns(UserWarning) as said:
+        drawable(plots.plot_timeline(truth, truth.assign(score=1.0)))
+    assert {str(warning.message) for warning in said} == {str(said[0].message)} and "no font" in str(said[0].message)
