@@ -990,6 +990,7 @@ class Dataset(VideoSet):
     annotations: Path | None = None  # the annotation file
     protocol: str | None = None  # by which detections are judged; None: all instances count
     video_scores: Path | None = None  # class scores of whole videos; with them `classes` is one, "action"
+    ignore_labels: tuple[str, ...] = ("Ambiguous",)  # labels that count neither in training nor in judging
 
     def __post_init__(self) -> None:
         self.by_name = {video.name: video for video in self.videos}
@@ -1252,7 +1253,7 @@ def load_dataset(
         folder, described.classes, place_videos(videos, grids, shapes, report), channels, array, report, files.read,
         resize=files.resize,
         annotations=find_part(folder, settings["annotations"]), protocol=settings.get("protocol"),
-        video_scores=folder / scores if scores else None)
+        video_scores=folder / scores if scores else None, ignore_labels=tuple(settings["ignore_labels"]))
     return standardise(dataset) if standardised else dataset
 
 # %% ../nbs/01_data.ipynb #ce7a513b

@@ -531,7 +531,8 @@ def judge_detections(detections: pd.DataFrame, data: Dataset) -> Evaluation:
     "Detections of the test split, judged in the way that the data set asks for."
     if data.annotations is None or (data.protocol is None and data.video_scores is None):
         return evaluate(data.ground_truth("test"), detections)
-    own = Protocol("test split", videos=tuple(video.name for video in data.split("test")))
+    videos = tuple(video.name for video in data.split("test"))
+    own = Protocol("test split", videos=videos, ignore_labels=data.ignore_labels)
     return evaluate(data.annotations, detections, protocol=data.protocol or own)
 
 

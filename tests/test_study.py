@@ -331,6 +331,26 @@ def test_a_run_says_what_it_measured(finished):
         strict_json(path)
 
 
+def test_labels_that_are_left_out_count_in_no_judgement(tmp_path):
+    "With video scores the annotation file is judged: of an instance `Ambiguous`, and of one that the folder ignores."
+    rows = [("run", 1, 3), ("jump", 4, 6), ("Ambiguous", 6, 8), ("rest", 8, 9)]
+    instances = [{"label": label, "segment": [start, end]} for label, start, end in rows]
+    entry = {"duration": 10.0, "fps": 10, "annotations": instances}
+    database = {name: entry | {"subset": name} for name in ("training", "test")}
+    (tmp_path / "features").mkdir()
+    for name in database:
+        np.save(tmp_path / "features" / f"{name}.npy", np.ones((100, 4), np.float32))
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": database}))
+    (tmp_path / "scores.json").write_text(json.dumps({"results": {}, "class": []}))
+    settings = {"stride": 1, "snippet": 1, "video_scores": "scores.json"}
+    found = pd.DataFrame(rows[:2], columns=["label", "start", "end"]).assign(video="test", score=1.0)
+    for more, classes in ({}, ["jump", "rest", "run"]), ({"ignore_labels": ["Ambiguous", "rest"]}, ["jump", "run"]):
+        (tmp_path / "dataset.json").write_text(json.dumps(settings | more))
+        result = study.judge_detections(found, load_dataset(tmp_path))
+        assert sorted(result.per_class.index) == classes
+        assert result.average == pytest.approx(2 / len(classes))
+
+
 FILES = ["spec.json", "metrics.json", "history.csv", "checkpoint.safetensors", "config.json"]
 
 
