@@ -92,7 +92,8 @@ def made(*arguments):
     if shutil.which("make") is None:
         pytest.skip("make is not here")
     own = {"PATH": os.environ["PATH"]}  # not what a `make test` has set
-    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, env=own).stdout
+    command = ["make", "-n", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=own).stdout
 
 
 def test_what_is_run_by_default_is_what_is_in_results():
