@@ -7,7 +7,7 @@ BIN := .venv/bin
 TABLE ?= table3
 DATASET ?= simulated
 PROFILE ?= quick
-SEEDS ?= 3
+SEEDS ?= 5
 WORKERS ?= 2
 DEVICE ?= auto
 DATA_ROOT ?=
@@ -18,7 +18,7 @@ STUDY ?= table1 table1_trained table1_parts table2 table3 table4 table5 table6 t
 # Parallelism comes from worker processes, so each of them keeps to one thread.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help reproduce study test kill fuzz docs export readme check clean
+.PHONY: help look reproduce study test kill fuzz docs export readme check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,7 +40,8 @@ help:  ## list the targets
 # bar its last state is kept.
 reproduce: .venv/.ok  ## train the rows of a table of the paper and write the table, its pictures and the verdict
 	@set -euo pipefail; \
-	out="$(OUT_DIR)/$$(basename "$(DATASET)")-$(PROFILE)"; \
+	data="$$(cd "$(DATASET)" >/dev/null 2>&1 && pwd || echo "$(DATASET)")"; \
+	out="$(OUT_DIR)/$$(basename "$$data")-$(PROFILE)"; \
 	mkdir -p runs; tmp=$$(mktemp -d runs/.$(TABLE).XXXXXX); trap 'rm -rf "$$tmp"' EXIT; \
 	$(BIN)/papermill nbs/reproduce_$(TABLE).ipynb "$$tmp/$(TABLE).ipynb" --progress-bar --stderr-file >(cat >&2) \
 	  -r dataset "$(DATASET)" -r profile "$(PROFILE)" -r data_root "$(DATA_ROOT)" -p seeds "$(SEEDS)" \
@@ -52,8 +53,12 @@ reproduce: .venv/.ok  ## train the rows of a table of the paper and write the ta
 	mkdir -p "$$out"; mv "$$tmp/$(TABLE).ipynb" "$$out/$(TABLE).ipynb"; \
 	echo; cat "$$out/$(TABLE).md" 2>/dev/null || true; echo; ls "$$out"/*.png "$$out/$(TABLE).ipynb"
 
+# The runs of a look are in the same cache: the whole table is not to compute them again.
+look: SEEDS = 1
+look: OUT_DIR = results-look
+look: reproduce  ## a first look in minutes: the same with one seed, into results-look/
+
 # Runs are shared: what a table needs and another has computed is found in the cache, so a second call computes nothing.
-study: SEEDS = 5
 study: .venv/.ok  ## all tables and figures of the paper, and results/claims.md
 	@set -e; for table in $(STUDY); do $(MAKE) --no-print-directory reproduce TABLE=$$table SEEDS=$(SEEDS); done
 	@$(BIN)/python -c 'from selfdetr.study import write_claims; print(write_claims("$(OUT_DIR)").read_text())'
@@ -89,9 +94,11 @@ export: .venv/.ok  ## write selfdetr/ from the notebooks and clean the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
-# Hidden cells are left out, tables come as Markdown and pictures only as committed files. Paths in the
-# notebook are relative to nbs/; those in the README to the root.
-readme: .venv/.ok  ## write README.md from nbs/index.ipynb
+# The notebook is executed first, since it shows tables from results/. Hidden cells are left out, tables come as
+# Markdown and pictures only as committed files. Paths in the notebook are relative to nbs/; those in the README to the root.
+readme: .venv/.ok  ## execute nbs/index.ipynb and write README.md from it
+	@$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --execute --inplace nbs/index.ipynb
+	@$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	@set -euo pipefail; { \
 	echo '<!-- Written by `make readme` from nbs/index.ipynb: edit that notebook. -->'; echo; \
 	$(BIN)/jupyter nbconvert --log-level=WARN --to markdown --stdout nbs/index.ipynb \

@@ -100,7 +100,7 @@ def number(
             value = kind(text) if "_" not in text else math.nan
         except ValueError:
             value = math.nan
-        fits = (least is None or value >= least) and (above is None or value > above) and math.isfinite(value)
+        fits = (least is None or value >= least) and (above is None or value > above) and -math.inf < value < math.inf
         if not (fits and (most is None or value <= most) and (below is None or value < below)):
             raise argparse.ArgumentTypeError(f"{shown(text)}; give {wanted}")
         return value

@@ -1183,7 +1183,7 @@ class Dataset(VideoSet):
     annotations: Path | None = None  # the annotation file
     protocol: str | None = None  # by which detections are judged; None: all instances count
     video_scores: Path | None = None  # class scores of whole videos; with them `classes` is one, "action"
-    ignore_labels: tuple[str, ...] = ("Ambiguous",)  # labels that are left out
+    ignore_labels: tuple[str, ...] = ("Ambiguous",)  # labels that count neither in training nor in judging
 
     def __post_init__(self) -> None:
         self.by_name = {video.name: video for video in self.videos}
@@ -1229,7 +1229,6 @@ class Dataset(VideoSet):
             digest.update(json.dumps(judged_content(self.annotations, own)).encode())
             digest.update(json.dumps(sorted(set(self.ignore_labels))).encode())
         return digest.hexdigest()
-
 
 # %% ../nbs/01_data.ipynb #ff4c7876
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PARTS', 'SMALL', 'PROFILES', 'WHOLE', 'DATASETS', 'PARAMETERS', 'COMPUTE', 'WRITING', 'LAYER', 'MEASURED', 'SUMS',
            'FILES', 'LOST', 'CLAIM', 'RunSpec', 'as_type_of', 'override', 'settings', 'check_video_scores',
-           'open_dataset', 'make_spec', 'check_parameters', 'tree_text', 'module_names', 'code_used', 'code_hash',
-           'training_hash', 'source_hash', 'run_hash', 'read_metrics', 'read_spec', 'read_history', 'file_sum',
-           'values_sum', 'seal', 'check_file', 'damaged', 'Run', 'read_run', 'judge_detections', 'measure', 'compute',
-           'work_folder', 'measure_again', 'locked', 'publish', 'is_complete', 'is_due', 'settle', 'check_start',
-           'check_shared', 'run', 'parse_setting', 'make_parser', 'main', 'watch_epochs', 'attempt', 'submit', 'sweep',
-           'in_workers', 'take_turns', 'run_all', 'runs', 'interval', 'verdict', 'Table', 'with_interval', 'show_row',
-           'markdown', 'claimed_value', 'judge', 'row_content', 'table', 'read_table', 'write_claims']
+           'open_dataset', 'data_name', 'make_spec', 'check_parameters', 'tree_text', 'module_names', 'code_used',
+           'code_hash', 'training_hash', 'source_hash', 'run_hash', 'read_metrics', 'read_spec', 'read_history',
+           'file_sum', 'values_sum', 'seal', 'check_file', 'damaged', 'Run', 'read_run', 'judge_detections', 'measure',
+           'compute', 'work_folder', 'measure_again', 'locked', 'publish', 'is_complete', 'is_due', 'settle',
+           'check_start', 'check_shared', 'run', 'parse_setting', 'make_parser', 'train_one', 'main', 'watch_epochs',
+           'attempt', 'submit', 'sweep', 'in_workers', 'take_turns', 'run_all', 'runs', 'interval', 'verdict', 'Table',
+           'with_interval', 'show_row', 'markdown', 'claimed_value', 'judge', 'row_content', 'check_kept', 'table',
+           'read_table', 'write_claims']
 
 # %% ../nbs/16_study.ipynb #02a5c0f1
 import argparse
@@ -41,12 +42,14 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from lightning_fabric import Fabric
 from pandas.api.types import is_numeric_dtype
 from scipy import stats
 from tqdm import tqdm
 
 import selfdetr
+from .command import Parser, number, run_command
 from selfdetr.data import (
     RELEASES,
     DataError,
@@ -64,6 +67,7 @@ from selfdetr.data import (
     read_text,
     regular_file,
     shown,
+    similar_name,
     sync_folder,
     test_windows,
     training_windows,
@@ -85,7 +89,7 @@ from .losses import LossConfig, check_feedback, process_count
 from .model import PRESETS, ModelConfig, SelfDETR, load_model, make_model, new_names, save_model
 from .plots import plot_table, save
 from .simulate import SimulatorConfig, make_dataset
-from .trainer import TrainConfig, is_first, make_fabric, train
+from .trainer import TrainConfig, choose_device, is_first, make_fabric, train
 
 # %% ../nbs/16_study.ipynb #a38b82ba
 PARTS: dict[str, Any] = {
@@ -101,7 +105,7 @@ PARTS: dict[str, Any] = {
 class RunSpec:
     "Everything one run depends on, besides the data's content and the code."
 
-    dataset: str = "simulated"  # "simulated", "vts", "thumos14", or the path of a data set folder
+    dataset: str = "simulated"  # "simulated", "vts", "thumos14", or the path of a folder: where the data are found
     profile: str = "quick"
     model: ModelConfig = ModelConfig()
     feedback: FeedbackConfig = FeedbackConfig()
@@ -150,7 +154,9 @@ def override(
         part, _, name = key.partition(".")
         known = [f"{part}.{f.name}" for f in fields(PARTS[part])] if part in PARTS else [f"{p}.…" for p in PARTS]
         if key not in known:
-            raise ValueError(f"override {key!r}: no such field; known are {', '.join(known)}")
+            near = similar_name(key, (f"{p}.{f.name}" for p, kind in PARTS.items() for f in fields(kind)))
+            meant = f"did you mean {near!r}? Known" if near else "known"
+            raise ValueError(f"override {key!r}: no such field; {meant} are {', '.join(known)}")
         target = getattr(spec, part)
         changed: dict[str, Any] = {part: replace(target, **{name: as_type_of(getattr(target, name), value, key)})}
         spec = replace(spec, **changed)
@@ -237,24 +243,33 @@ def open_dataset(
                 name, known = shown(data.protocol), ", ".join(PROTOCOLS)
                 raise DataError(f"{place / 'dataset.json'}: protocol {name} is unknown; write one of {known}")
             return data
-    raise DataError(f"data set {dataset!r}: no such folder in {data_root}, in $SELFDETR_DATA or as a path")
+    near = similar_name(dataset, {"simulated", *DATASETS, *RELEASES})
+    meant = f"; did you mean {near!r}?" if near else ""
+    raise DataError(f"data set {dataset!r}: no such folder in {data_root}, in $SELFDETR_DATA or as a path{meant}")
+
+
+def data_name(
+    dataset: str,  # a name, or the path of a folder
+) -> str:
+    "What results call a data set: its name, of a folder the last one in its path."
+    return Path(os.path.abspath(dataset)).name
 
 
 def make_spec(
     dataset: str,
     profile: str,
-    data: Dataset,  # gives the number of channels and classes
+    data: Dataset | None,  # gives the number of channels and classes; None: any, to check the rest before data are read
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> RunSpec:
     "The spec of one row and seed: profile, then data set, then overrides; ValueError for feedback without maps."
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed {shown(seed)}: give a whole number from 0, below 2**63")
-    size = {"channels": data.channels, "classes": len(data.classes)}
+    size = {"channels": data.channels, "classes": len(data.classes)} if data else {}
     model = ModelConfig(**{**settings(dataset, profile, "model"), **size})
     train_config = TrainConfig(**settings(dataset, profile, "train"))
     inference = InferenceConfig(**settings(dataset, profile, "inference"))
-    spec = RunSpec(Path(dataset).name, profile, model, train=train_config, seed=seed, inference=inference)
+    spec = RunSpec(dataset, profile, model, train=train_config, seed=seed, inference=inference)
     spec = override(spec, overrides or {})
     check_feedback(spec.model, spec.loss)
     return spec
@@ -294,7 +309,8 @@ def check_parameters(
     check_writable(names["out_dir"])
     options = {name: names[name] for name in PARAMETERS if name not in ("seeds", "out_dir")}
     options["data_root"] = options["data_root"] or "data"
-    return Path(names["out_dir"]) / f"{Path(names['dataset']).name}-{names['profile']}", options
+    results = Path(names["out_dir"]) / f"{data_name(names['dataset'])}-{names['profile']}"
+    return results, options | {"results": results}
 
 # %% ../nbs/16_study.ipynb #c2cd80e8
 def tree_text(node: Any) -> str:
@@ -374,8 +390,8 @@ def source_hash() -> str:
 
 
 def run_hash(spec: RunSpec, data_hash: str, training: str | None = None) -> str:
-    "The name of a run: spec, data and training code (None: as it is now) in one hash."
-    text = json.dumps([asdict(spec), data_hash, training or training_hash()], sort_keys=True)
+    "The name of a run: spec, data (not their place) and training code (None: as it is now) in one hash."
+    text = json.dumps([asdict(replace(spec, dataset="")), data_hash, training or training_hash()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../nbs/16_study.ipynb #97b0c3d2
@@ -531,7 +547,8 @@ def judge_detections(detections: pd.DataFrame, data: Dataset) -> Evaluation:
     "Detections of the test split, judged in the way that the data set asks for."
     if data.annotations is None or (data.protocol is None and data.video_scores is None):
         return evaluate(data.ground_truth("test"), detections)
-    own = Protocol("test split", videos=tuple(video.name for video in data.split("test")))
+    videos = tuple(video.name for video in data.split("test"))
+    own = Protocol("test split", videos=videos, ignore_labels=data.ignore_labels)
     return evaluate(data.annotations, detections, protocol=data.protocol or own)
 
 
@@ -726,13 +743,13 @@ def parse_setting(text: str) -> tuple[str, Any]:  # name and value
 
 def make_parser() -> argparse.ArgumentParser:
     "The options of `selfdetr-train`."
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "selfdetr-train",
         description="Train and measure one run, or find it in the cache; under torchrun in several processes.",
     )
     parser.add_argument("dataset", nargs="?", default="simulated", help="name or folder of a data set (simulated)")
     parser.add_argument("--profile", default="quick", choices=list(PROFILES), help="size of the experiment (quick)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=number(int, least=0, below=2**63), default=0, help="of all that is random (0)")
     parser.add_argument("--preset", default="self-detr", choices=list(PRESETS), help="compared design (self-detr)")
     parser.add_argument("--set", action="append", type=parse_setting, default=[], metavar="part.field=value",
                         help="change a setting, such as loss.feedback_encoder=0; may be repeated")  # fmt: skip
@@ -742,24 +759,27 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    "`selfdetr-train`; exit status 2 and one line for input that cannot be used."
-    options = make_parser().parse_args(arguments)
+def train_one(options: argparse.Namespace) -> None:
+    "What `selfdetr-train` was asked for; of several processes the first one prints."
+    choose_device(options.device)
+    overrides = PRESETS[options.preset] | dict(options.set)
+    make_spec(options.dataset, options.profile, None, options.seed, overrides)
+    if not Path(options.runs).is_dir():  # where it is one, it may hold the run, and need not be written to
+        check_writable(options.runs)
+    data = open_dataset(options.dataset, options.profile, options.data_root)
+    spec = make_spec(options.dataset, options.profile, data, options.seed, overrides)
     try:
-        data = open_dataset(options.dataset, options.profile, options.data_root)
-        overrides = PRESETS[options.preset] | dict(options.set)
-        spec = make_spec(options.dataset, options.profile, data, options.seed, overrides)
         found = run(spec, data, runs_root=options.runs, device=options.device, progress=sys.stderr.isatty())
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"selfdetr-train: error: {error}", file=sys.stderr)
-        return 2
+        if is_first():
+            print(f"{found.folder}: average mAP {found.metrics['average']:.2f} %")
     finally:
-        first = is_first()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # its threads would otherwise race with the interpreter's end
-    if first:
-        print(f"{found.folder}: average mAP {found.metrics['average']:.2f} %")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    "`selfdetr-train`; exit status 2 and one line for input that cannot be used."
+    return run_command(make_parser(), train_one, arguments)
 
 # %% ../nbs/16_study.ipynb #7f353116
 @contextlib.contextmanager
@@ -843,12 +863,13 @@ LOST = "a worker process was killed by the system (is memory short? try fewer wo
 
 def in_workers(jobs: Sequence[tuple], workers: int) -> list[str | None]:
     "What `attempt` returns for each tuple of its arguments; `LOST` for all of them when a worker was killed."
-    # Idle workers hold half a gigabyte each, and a child process that ends waits for them: they go after ten seconds.
     try:
-        parallel = Parallel(n_jobs=workers, backend="loky", idle_worker_timeout=10)
-        return list(parallel(delayed(attempt)(*job) for job in jobs))
+        return list(Parallel(n_jobs=workers, backend="loky")(delayed(attempt)(*job) for job in jobs))
     except BrokenProcessPool:
         return [LOST for _ in jobs]
+    finally:
+        if workers > 1:
+            get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
 def take_turns(device: str, cluster: str = "") -> list[str]:  # devices, for one run after the other
@@ -913,7 +934,7 @@ def runs(runs_root: str | Path = "runs") -> pd.DataFrame:
         spec, metrics = found.spec, found.metrics
         row = {
             "run": folder.name,
-            "dataset": spec.dataset,
+            "dataset": data_name(spec.dataset),
             "profile": spec.profile,
             "seed": spec.seed,
             "lambda_E": spec.loss.feedback_encoder,
@@ -1078,6 +1099,23 @@ def row_content(row: Mapping[str, Any], done: Sequence[Run], base: Sequence[floa
     }
 
 
+def check_kept(path: Path, dataset: str, data_hash: str, seeds: int) -> None:
+    "DataError where the table that is saved there is of other data, or of more seeds than what would replace it."
+    try:
+        kept = read_json(path)
+    except DataError:
+        return  # there is none, or none that could be read
+    name, other = data_name(dataset), kept.get("data")
+    if name != "simulated" and isinstance(other, str) and other != data_hash:
+        both = f"{name!r} ({brief(other, 9)}, here {data_hash[:8]})"
+        raise DataError(f"{path}: of other data of the name {both}; give another out_dir, or delete this table")
+    if isinstance(kept.get("seeds"), list) and len(kept["seeds"]) > seeds:
+        many = len(kept["seeds"])
+        raise DataError(
+            f"{path}: holds {many} seeds, which {seeds} would replace; give seeds={many}, or another out_dir"
+        )
+
+
 def table(
     rows: Sequence[Mapping[str, Any]],  # {"name", "overrides", "paper": {tiou: .., "average": ..} or None}; first: base
     seeds: int | Sequence[int] = 3,  # how many (0, 1, ...), or which
@@ -1095,6 +1133,7 @@ def table(
     workers: int = 2,
     progress: bool = True,
     cluster: str = "",
+    results: str | Path | None = None,  # the folder that it will be saved in; see `check_kept`
 ) -> Table:
     "Run every row with every seed (or find the runs) and compare the rows seed by seed."
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -1108,6 +1147,8 @@ def table(
         raise ValueError(f"claims about unknown rows {sorted(unknown)}; the rows are {[r['name'] for r in rows]}")
     data = open_dataset(dataset, profile, data_root)
     specs = [make_spec(dataset, profile, data, seed, row["overrides"]) for seed in seeds for row in rows]
+    if results is not None:
+        check_kept(Path(results) / f"{name}.json", dataset, data.hash(), len(seeds))
     where = (dataset, profile, str(data_root))
     done = run_all(specs, data, where, runs_root, device, workers, progress, cluster)
     by_row = {row["name"]: done[i :: len(rows)] for i, row in enumerate(rows)}
@@ -1116,7 +1157,7 @@ def table(
     content = {
         "table": name,
         "title": title,
-        "dataset": specs[0].dataset,
+        "dataset": data_name(dataset),
         "profile": profile,
         "seeds": seeds,
         "metric": "mAP (%)",

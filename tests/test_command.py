@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from selfdetr import data
+from selfdetr.command import Parser, number, run_command
 from selfdetr.data import find_data
 from selfdetr.diagnosis import PICTURES, diagnose, main
 from selfdetr.evaluation import Evaluation, evaluate
@@ -163,3 +164,13 @@ def test_the_installed_command_gives_published_numbers():
     command = [sys.executable, "-c", code, *files, "--tiou", "0.3", "0.5", "0.7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "| 35.77 | 21.21 | 5.8 |" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("text, value", [("7", 7), ("1" * 400, None), ("-3", None), ("7.0", None), ("1_0", None)])
+def test_whole_numbers_of_any_length(text, value, capsys):
+    "Python's whole numbers have no end, its floating-point numbers have."
+    parser, read = Parser("tool"), []
+    parser.add_argument("--many", type=number(int, least=0, below=2**63))
+    status = run_command(parser, lambda options: read.append(options.many), [f"--many={text}"])
+    assert (status, read) == ((0, [value]) if value else (2, []))
+    assert value or "give a whole number from 0 below" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfdetr import deploy
 from selfdetr.data import DataError, TimeGrid, drop_pages, load_dataset, test_windows, windows_of, resize_features
 from selfdetr.deploy import Detector, export_onnx, main
 from selfdetr.inference import (
@@ -347,7 +348,55 @@ def test_a_run_of_older_code_and_other_places(folder):
     (folder / "spec.json").write_text("{}")
     assert "run the study again" in refused(lambda: Detector.load(folder))
     assert "check the path" in refused(lambda: Detector.load(folder / "nowhere"))
-    assert "choose 'auto' or 'cpu'" in refused(lambda: Detector.load(folder, "tpu"))
+
+
+@pytest.mark.parametrize("device", ["tpu", "cudax", "cuda:9", "cuda:", "mps", "", "cpu:0"])
+def test_a_device_that_is_not_there_is_refused_before_any_file_is_read(tmp_path, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name in ("nowhere", "nowhere.onnx"):
+        assert "choose one of" in refused(lambda name=name: Detector.load(tmp_path / name, device))
+
+
+@pytest.mark.parametrize("there, device, place", [
+    ((True, False), "cuda:1", torch.device("cuda", 1)),
+    ((True, False), "auto", torch.device("cuda")),
+    ((False, True), "mps", torch.device("mps")),
+    ((False, True), "auto", torch.device("mps")),
+    ((False, False), "auto", torch.device("cpu")),
+])  # fmt: skip
+def test_the_model_goes_where_the_trainer_would_put_it(made, monkeypatch, there, device, place):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there[0])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there[1])
+    places, load = [], deploy.load_model
+    monkeypatch.setattr(deploy, "load_model", lambda path, to: (places.append(to), load(path))[1])
+    Detector.load(made, device)
+    assert places == [place]
+
+
+CPU = "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("there, providers, device, chosen", [
+    ((True, False), True, "auto", [("CUDAExecutionProvider", {"device_id": 0}), CPU]),
+    ((True, False), True, "cuda:1", [("CUDAExecutionProvider", {"device_id": 1}), CPU]),
+    ((True, False), False, "auto", [CPU]),
+    ((True, False), False, "cuda", "onnxruntime-gpu"),
+    ((False, True), False, "auto", [CPU]),
+    ((False, True), False, "mps", "on 'cpu' or 'cuda'"),
+    ((False, False), False, "cpu", [CPU]),
+])  # fmt: skip
+def test_where_an_exported_network_runs(monkeypatch, there, providers, device, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there[0])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there[1])
+    kinds = ["CUDAExecutionProvider"] * providers + [CPU]
+    if isinstance(chosen, str):
+        assert chosen in refused(lambda: deploy.onnx_providers(device, kinds))
+    else:
+        assert deploy.onnx_providers(device, kinds) == chosen
 
 
 def test_the_command_writes_what_the_detector_finds(made, detector, files, tmp_path, capsys):
@@ -413,11 +462,6 @@ def place(folder, files, tmp_path):
     ("nowhere good.npy", "nowhere"),
     ("empty good.npy", "no model"),
     ("resized good.npy", "--fps, --stride and --snippet"),
-    ("model good.npy --top 0", "--top is 0"),
-    ("model good.npy --fps 0", "fps is 0"),
-    ("model good.npy --device tpu", "device 'tpu'"),
-    ("model good.npy -o empty", "cannot be written"),
-    ("model good.npy -o good.npy/out.json", "cannot be written"),
 ])  # fmt: skip
 def test_what_the_command_refuses(place, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(place)
@@ -426,6 +470,43 @@ def test_what_the_command_refuses(place, capsys, monkeypatch, arguments, message
     shown = capsys.readouterr()
     assert shown.err.startswith("selfdetr-detect: error: ") and shown.err.count("\n") == 1 and message in shown.err
     assert shown.out == "" and {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("model good.npy --top 0", "argument --top: '0'; give a whole number from 1"),
+    ("model good.npy --top 2.5", "argument --top: '2.5'; give a whole number from 1"),
+    ("model good.npy --fps 0", "argument --fps: frame rate '0'"),
+    ("model good.npy --fps nan", "argument --fps: frame rate 'nan'"),
+    ("model good.npy --stride -1", "argument --stride: '-1'; give a number above 0"),
+    ("model good.npy --snippet inf", "argument --snippet: 'inf'; give a number above 0"),
+    ("model good.npy --min-score 1.5", "argument --min-score: '1.5'; give a number from 0 to 1"),
+    ("model good.npy --min-score -0.1", "argument --min-score: '-0.1'; give a number from 0 to 1"),
+    ("model good.npy --min-scores 0.1", "unrecognized arguments: --min-scores 0.1; see selfdetr-detect --help"),
+    ("model good.npy --device tpu", "device 'tpu'"),
+    ("model good.npy --device cuda:99", "device 'cuda:99'"),
+    ("model good.npy -o empty", "empty: is a folder; give the name of a file"),
+    ("model good.npy -o good.npy/out.json", "good.npy is a file"),
+    ("model", "the following arguments are required: features"),
+    ("mdoel good.npy", "mdoel"),
+    ("bad good.npy", "1 classes, the model has 3"),
+    ("resized good.npy", "--fps, --stride and --snippet"),
+])  # fmt: skip
+def test_wrong_options_are_refused_before_any_feature_is_read(place, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(deploy, "open_features", lambda *_: pytest.fail("features were read"))
+    before = sorted(place.rglob("*"))
+    assert main(["-o", "found.json", *arguments.split()]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("selfdetr-detect: error: ") and shown.err.count("\n") == 1 and message in shown.err
+    assert shown.out == "" and sorted(place.rglob("*")) == before
+
+
+def test_a_rate_may_be_a_fraction(made, detector, files, tmp_path):
+    target = tmp_path / "found.json"
+    assert main([str(made), str(files[0]), "-o", str(target), "--fps", "30000/1001", "--quiet"]) == 0
+    entries = json.loads(target.read_text())["results"][files[0].stem]
+    expected = detector.detect(files[0], fps=30000 / 1001)
+    assert np.allclose([e["segment"] for e in entries], expected[["start", "end"]], atol=1e-5)
 
 
 def test_bad_files_are_skipped_when_asked_for(place, capsys, monkeypatch):

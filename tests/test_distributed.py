@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from together import CASES, one_step, whole_run
+from together import CASES, begin_run, one_step, whole_run
 
 from selfdetr.study import main, read_run
 from selfdetr.trainer import process_seed
@@ -47,7 +47,7 @@ def torchrun(*command: str, cwd: Path) -> subprocess.CompletedProcess:
 def two(tiny_folder, tmp_path_factory) -> Path:
     "The folder of what two processes computed."
     out = tmp_path_factory.mktemp("together")
-    whole_run(str(tiny_folder), str(out / "of one process"), epochs=2)
+    begin_run(str(tiny_folder), str(out / "of one process"))
     done = torchrun(str(HERE / "together.py"), str(out), str(tiny_folder), cwd=out)
     assert done.returncode == 0, done.stderr[-3000:]
     return out

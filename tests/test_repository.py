@@ -3,7 +3,9 @@
 import ast
 import configparser
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +85,35 @@ def test_a_study_has_one_cell_of_typed_parameters(path):
     found = {node.target.id: node.annotation.id for node in tree(tagged[0]).body if isinstance(node, ast.AnnAssign)}
     assert found == PARAMETERS
     assert any("skip_exec: true" in source(cell) for cell in cells(path, "raw")[:1]), "nbdev_test would train the study"
+
+
+def made(*arguments):
+    """What make would run."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not here")
+    own = {"PATH": os.environ["PATH"]}  # not what a `make test` has set
+    command = ["make", "-n", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=own).stdout
+
+
+def test_what_is_run_by_default_is_what_is_in_results():
+    """A fresh clone that reproduces replaces no table by one of fewer seeds; a first look has its own folder."""
+    tables = [json.loads(path.read_text()) for path in ROOT.glob("results/*/table3.json")]
+    [seeds] = {len(table["seeds"]) for table in tables}
+    for path in STUDIES:
+        [tagged] = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+        default = {node.target.id: ast.literal_eval(node.value) for node in tree(tagged).body}
+        assert (default["seeds"], default["out_dir"]) == (seeds, "results"), path.name
+    asked = re.compile(r'-p seeds "(\d+)".*?-r out_dir "([\w-]+)"', re.S)
+    assert asked.findall(made("reproduce")) == [(str(seeds), "results")]
+    assert set(asked.findall(made("study"))) == {(str(seeds), "results")}
+    assert asked.findall(made("look")) == [("1", "results-look")]
+    assert asked.findall(made("look", "SEEDS=2")) == [("2", "results-look")]
+    try:
+        ignored = subprocess.run(["git", "check-ignore", "-q", "results-look/simulated-quick/table3.md"], cwd=ROOT)
+    except OSError:
+        pytest.skip("git is not here")
+    assert ignored.returncode in (0, 128)  # 128: not a git checkout
 
 
 def test_cleaning_keeps_the_tags_and_versions_agree():
@@ -166,6 +197,18 @@ def test_the_readme_shows_committed_pictures_only():
     committed = set(project_files())
     dead = [link for link in local if not (ROOT / link).is_dir() and (ROOT / link).resolve() not in committed]
     assert not dead, "files that a reader of the repository would not find"
+
+
+def test_the_readme_shows_the_tables_as_they_are_in_results():
+    """`make readme` executes index.ipynb, so that `make check` notices a table that has changed."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    shown = {match for cell in cells(ROOT / "nbs" / "index.ipynb")
+             for match in re.findall(r'results / "([\w/-]+\.md)"', source(cell))}  # fmt: skip
+    assert shown == {"simulated-quick/table3.md", "vts-quick/table3.md"}
+    for file in shown:
+        lines = (ROOT / "results" / file).read_text(encoding="utf-8").splitlines()
+        assert [line for line in lines if line not in readme] == [], file
+    assert "--execute --inplace nbs/index.ipynb" in made("readme")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/*.ipynb")), ids=lambda p: "/".join(p.parts[-2:]))

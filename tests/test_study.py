@@ -168,11 +168,47 @@ def test_what_an_override_puts_into_a_list_is_checked(value):
             override(spec, {"train.milestones": value})
 
 
-@pytest.mark.parametrize("seed", ["-1", "1" * 23])
-def test_a_seed_that_cannot_be_one_is_refused_before_anything_is_made(tiny_folder, tmp_path, capsys, seed):
-    options = [str(tiny_folder), "--profile", "smoke", "--seed", seed, "--runs", str(tmp_path / "runs")]
-    assert study.main(options) == 2 and not (tmp_path / "runs").exists()
-    assert f"error: seed {seed}: give a whole number" in capsys.readouterr().err
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_cannot_be_one_is_refused(tiny, seed):
+    with pytest.raises(ValueError, match=f"seed {seed}: give a whole number"):
+        make_spec("tiny", "smoke", tiny, seed)
+
+
+@pytest.mark.parametrize("options, message", [
+    ("--seed -1", "argument --seed: '-1'; give a whole number from 0"),
+    ("--seed " + "1" * 23, "argument --seed: "),
+    ("--seed 1.5", "argument --seed: '1.5'; give a whole number from 0"),
+    ("--sed 1", "unrecognized arguments: --sed 1"),
+    ("--profile quik", "argument --profile: invalid choice: 'quik'"),
+    ("--preset tadter", "argument --preset: invalid choice: 'tadter'"),
+    ("--set model.quieres=3", "override 'model.quieres': no such field; did you mean 'model.queries'?"),
+    ("--set modle.queries=3", "override 'modle.queries': no such field; did you mean 'model.queries'?"),
+    ("--set train.epochs=many", "override 'train.epochs': 'many' is not of type int"),
+    ("--set train.epochs=0", "TrainConfig.epochs is 0; it must be positive"),
+    ("--set model.heads=5", "ModelConfig.dim is 32; it must be divisible by heads"),
+    ("--set train.epochs", "argument --set: 'train.epochs'; write part.field=value"),
+    ("--device cuda:99", "device 'cuda:99'"),
+    ("--device cudax", "device 'cudax'"),
+    ("--runs FILE/runs", "a file is a file"),
+    ("--data-root", "argument --data-root: expected one argument"),
+])  # fmt: skip
+def test_wrong_options_are_one_line_before_any_data_are_read(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "open_dataset", lambda *_: pytest.fail("the data were read"))
+    (tmp_path / "a file").touch()
+    arguments = [option.replace("FILE", str(tmp_path / "a file")) for option in options.split()]
+    assert study.main(["simulated", "--profile", "smoke", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("selfdetr-train: error: ") and shown.err.count("\n") == 1 and message in shown.err
+    assert shown.out == "" and [path.name for path in tmp_path.iterdir()] == ["a file"]
+
+
+def test_a_misspelt_data_set_is_one_line_with_the_near_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert study.main(["thumos41", "--profile", "smoke"]) == 2
+    said = capsys.readouterr().err
+    assert "data set 'thumos41': no such folder in data" in said and "did you mean 'thumos14'?" in said
+    assert said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("said, words", [
@@ -331,6 +367,26 @@ def test_a_run_says_what_it_measured(finished):
         strict_json(path)
 
 
+def test_labels_that_are_left_out_count_in_no_judgement(tmp_path):
+    "With video scores the annotation file is judged: of an instance `Ambiguous`, and of one that the folder ignores."
+    rows = [("run", 1, 3), ("jump", 4, 6), ("Ambiguous", 6, 8), ("rest", 8, 9)]
+    instances = [{"label": label, "segment": [start, end]} for label, start, end in rows]
+    entry = {"duration": 10.0, "fps": 10, "annotations": instances}
+    database = {name: entry | {"subset": name} for name in ("training", "test")}
+    (tmp_path / "features").mkdir()
+    for name in database:
+        np.save(tmp_path / "features" / f"{name}.npy", np.ones((100, 4), np.float32))
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": database}))
+    (tmp_path / "scores.json").write_text(json.dumps({"results": {}, "class": []}))
+    settings = {"stride": 1, "snippet": 1, "video_scores": "scores.json"}
+    found = pd.DataFrame(rows[:2], columns=["label", "start", "end"]).assign(video="test", score=1.0)
+    for more, classes in ({}, ["jump", "rest", "run"]), ({"ignore_labels": ["Ambiguous", "rest"]}, ["jump", "run"]):
+        (tmp_path / "dataset.json").write_text(json.dumps(settings | more))
+        result = study.judge_detections(found, load_dataset(tmp_path))
+        assert sorted(result.per_class.index) == classes
+        assert result.average == pytest.approx(2 / len(classes))
+
+
 FILES = ["spec.json", "metrics.json", "history.csv", "checkpoint.safetensors", "config.json"]
 
 
@@ -359,6 +415,77 @@ def test_runs_lists_damaged_folders_beside_good_ones(finished, tmp_path):
     assert list(listed.index) == ["a", "b"] and "delete the folder" in listed.problem["a"]
     assert listed.average["b"] == finished.metrics["average"] and listed["current code"]["b"]
     assert study.runs(tmp_path / "nowhere").empty
+
+
+def test_a_run_on_a_folder_is_found_by_its_spec_alone(tiny, tiny_folder, tmp_path, monkeypatch):
+    "Wherever the folder is, the run has one name; another folder of the same last name has other runs."
+    spec = make_spec(str(tiny_folder), "smoke", tiny, overrides=SMALL | {"train.epochs": 1})
+    where = dict(runs_root=tmp_path / "runs", device="cpu", progress=False)
+    first = study.run(spec, **where)
+    again = study.run(study.read_run(first.folder).spec, **where)
+    assert (again.folder, again.metrics) == (first.folder, first.metrics)
+    moved = shutil.copytree(tiny_folder, tmp_path / "elsewhere" / "other name")
+    monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.chdir(moved)
+    for dataset in (str(moved), ".", "../other name"):
+        found = study.run(make_spec(dataset, "smoke", load_dataset(moved), overrides=SMALL | {"train.epochs": 1}),
+                          **where)  # fmt: skip
+        assert found.folder.samefile(first.folder)
+    assert list(study.runs(tmp_path / "runs").dataset) == [tiny_folder.name]
+    with pytest.raises(DataError, match="gone.*no such folder"):
+        study.run(replace(spec, dataset=str(tmp_path / "gone")), **where)
+
+
+def table_options(dataset, out_dir, seeds=2):
+    names = dict(dataset=str(dataset), profile="smoke", data_root="", seeds=seeds, device="cpu", workers=1,
+                 out_dir=str(out_dir), cluster="")  # fmt: skip
+    return study.check_parameters(names)
+
+
+@pytest.mark.parametrize("dataset, name", [
+    ("simulated", "simulated"), ("a/tiny", "tiny"), ("a/tiny/", "tiny"), ("a/b/../tiny", "tiny"), (".", "here"),
+    ("..", "above"), ("../there", "there"),
+])  # fmt: skip
+def test_the_folder_of_results_has_the_data_sets_name(tmp_path, monkeypatch, dataset, name):
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    results, options = table_options(dataset, "out")
+    assert results == options["results"] == Path("out", f"{name}-smoke") and options["dataset"] == dataset
+
+
+def test_results_of_other_data_or_of_more_seeds_are_not_replaced(tiny_folder, tmp_path, monkeypatch):
+    other = shutil.copytree(tiny_folder, tmp_path / "other" / tiny_folder.name)
+    path = min((other / "features").iterdir())
+    np.save(path, np.load(path) + 1)
+    folder, options = table_options(tiny_folder, tmp_path)
+    fake_table([[20.0, 21.0], [30.0, 33.0]], tiny_folder).save(folder)
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    trained = []
+    monkeypatch.setattr(study, "run_all", lambda specs, *_: (trained.append(len(specs)), fake_runs([[1], [2]], [0]))[1])
+    again = dict(rows=ROWS, name="table9", **options)
+    with pytest.raises(DataError, match=r"table9\.json: .*2 seeds.* 1 .*seeds=2.*another out_dir"):
+        study.table(seeds=1, **again)
+    results, options = table_options(other, tmp_path)
+    assert results == folder
+    with pytest.raises(DataError, match=rf"table9\.json: .* other data of the name '{tiny_folder.name}'.*out_dir"):
+        study.table(seeds=2, **again | options)
+    assert not trained and {path: path.read_bytes() for path in folder.iterdir()} == kept
+    for more in (dict(seeds=[5, 6]), dict(seeds=1, name="table8"), dict(seeds=1, results=tmp_path / "look")):
+        study.table(**again | more)
+    (folder / "table9.json").write_text("{")  # cut off: nothing to protect
+    study.table(seeds=1, **again)
+    assert trained == [4, 2, 2, 2]
+
+
+def test_simulated_data_may_be_made_by_newer_code(tmp_path, monkeypatch):
+    "The embedded benchmark is what the code makes; there are no two of it."
+    folder, options = table_options("simulated", tmp_path, 1)
+    options |= {"data_root": str(tmp_path / "data")}
+    monkeypatch.setattr(study, "run_all", lambda *_: fake_runs([[1.0], [2.0]], [0]))
+    made = study.table(ROWS, 1, name="table9", **options)
+    made.content["data"] = "of older code"
+    made.save(folder)
+    study.table(ROWS, 1, name="table9", **options)
 
 
 KILLED = """
@@ -598,6 +725,62 @@ def test_a_crash_while_saving_leaves_the_old_table_whole(tiny_folder, tmp_path, 
         new.save(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name in before} == before
     assert {p.name for p in tmp_path.iterdir()} == set(before)
+
+
+ENDS = """
+import multiprocessing, os, signal, time
+from selfdetr import study
+
+study.attempt = os.getpid
+pids = study.in_workers([()] * 6, 6)
+assert os.getpid() not in pids
+left = multiprocessing.active_children()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.killpg(0, signal.SIGINT)
+time.sleep(1)
+assert not left, left
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes on this system")
+def test_a_notebook_of_workers_ends_without_a_traceback():
+    "At its end a kernel, and all processes that it has started, are interrupted, those that are still starting too."
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=200,
+                          start_new_session=True)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from pathlib import Path
+from selfdetr import study
+
+def busy(path):
+    Path(path).touch()
+    time.sleep(100)
+
+study.attempt = busy
+print("begins", flush=True)
+study.in_workers([(path,) for path in sys.argv[1:]], 2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes on this system")
+def test_an_interrupt_stops_a_study_and_its_workers(tmp_path):
+    "Ctrl-C, which the terminal sends to all of its processes."
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    begun = [tmp_path / "a", tmp_path / "b"]
+    process = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), *map(str, begun)], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while not all(path.exists() for path in begun) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=40)[1]  # which waits until no process holds the pipe
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT and said.rstrip().endswith("KeyboardInterrupt")
 
 
 # ---- claims

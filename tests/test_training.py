@@ -1,6 +1,8 @@
 """The training loop: a plain loop as oracle, the same numbers twice and after a crash, faults."""
 
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -153,6 +155,42 @@ def test_bf16_trains_on_padded_windows_and_keeps_its_weights_in_fp32(tiny):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+FIRST = dict(config=CONFIG, criterion=SetCriterion(), feedback=FeedbackConfig(), seed=0)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(config=replace(CONFIG, lr=2e-3)), r"train\.lr was 0\.001 and is 0\.002 now"),
+    (dict(config=replace(CONFIG, epochs=9)), r"train\.epochs was 3 and is 9 now"),
+    (dict(config=replace(CONFIG, milestones=(1, 2))), r"train\.milestones was \(2,\) and is \(1, 2\) now"),
+    (dict(criterion=SetCriterion(LossConfig(feedback_decoder=0))), r"loss\.feedback_decoder was 5\.0 and is 0 now"),
+    (dict(feedback=FeedbackConfig(kl="map")), r"feedback\.kl was 'guidance' and is 'map' now"),
+    (dict(feedback=None), r"feedback\.\w+ was .* and is None now"),
+    (dict(seed=1), r"seed was 0 and is 1 now"),
+    (dict(model=dict(dropout=0.3)), r"model\.dropout was 0\.1 and is 0\.3 now"),  # the same parameters
+    (dict(model=dict(dim=8)), r"model\.dim was 16 and is 8 now"),
+    (dict(windows=dict(overlap=0.5)), r"windows\.number was \d+ and is \d+ now"),
+    (dict(windows=dict(length=40)), r"windows\.length was 32 and is 40 now"),
+])  # fmt: skip
+def test_a_state_of_other_settings_is_refused_with_both_values(tiny, windows, tmp_path, changes, message):
+    fit(new_model(), windows, folder=tmp_path, **FIRST)
+    before = (tmp_path / STATE).read_bytes()
+    changes = dict(changes)
+    model = new_model(**changes.pop("model", {}))
+    other = training_windows(tiny, **{"length": CONFIG.window, "overlap": CONFIG.overlap, **changes.pop("windows", {})})
+    with pytest.raises(DataError, match=f"{STATE}: .*{message}; .*delete {STATE} and") as caught:
+        fit(model, other, folder=tmp_path, **FIRST | changes)
+    assert "\n" not in str(caught.value) and (tmp_path / STATE).read_bytes() == before
+
+
+def test_a_state_that_does_not_say_its_settings_is_refused(windows, tmp_path):
+    "As older code wrote it."
+    fit(new_model(), windows, folder=tmp_path)
+    state = trainer.read_state(tmp_path / STATE, torch.device("cpu"))
+    trainer.write_state(tmp_path / STATE, {name: value for name, value in state.items() if name != "recipe"})
+    with pytest.raises(DataError, match=f"{STATE}: .*older version.*; delete {STATE} and"):
+        fit(new_model(), windows, folder=tmp_path)
+
+
 # ---- faults
 
 
@@ -232,11 +270,13 @@ def test_a_gpu_may_be_named(monkeypatch, device, chosen):
     assert trainer.choose_device(device) == chosen
 
 
-@pytest.mark.parametrize("device", ["cuda:2", "cuda:", "cuda:x", "mps:0", "auto:0", "cpu:", "", "gpu"])
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:", "cuda:x", "cuda:9", "cuda:-1", "cudax", "mps", "mps:0", "auto:0",
+                                    "cpu:", "", "gpu"])  # fmt: skip
 def test_a_device_that_is_not_there_is_refused(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="choose one of"):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DataError, match="choose one of"):
         trainer.choose_device(device)
 
 
@@ -251,7 +291,9 @@ def test_a_state_serves_parameters_in_one_vector_and_in_many(windows, tmp_path, 
     "Two epochs one way and the third the other: what an undisturbed run learns, up to rounding."
     whole = new_model()
     history = fit(whole, windows)
-    fit(new_model(), windows, TrainConfig(**{**vars(CONFIG), "epochs": 2}), folder=tmp_path, fast=first)
+    with pytest.raises(FloatingPointError):
+        stops = FailsAt(2 * (len(windows) // 4) + 1)
+        fit(new_model(), windows, criterion=stops, folder=tmp_path, save_seconds=0, fast=first)
     resumed = new_model(seed=5)
     continued = fit(resumed, windows, folder=tmp_path, fast=then)
     assert continued.total.to_list() == pytest.approx(history.total.to_list(), rel=1e-4)
