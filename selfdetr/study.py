@@ -545,7 +545,7 @@ def read_run(folder: str | Path) -> Run:
 # %% ../nbs/16_study.ipynb #16d1b008
 def judge_detections(detections: pd.DataFrame, data: Dataset) -> Evaluation:
     "Detections of the test split, judged in the way that the data set asks for."
-    if data.annotations is None or (data.protocol is None and data.video_scores is None):
+    if data.annotations is None or not data.judged_raw:
         return evaluate(data.ground_truth("test"), detections)
     videos = tuple(video.name for video in data.split("test"))
     own = Protocol("test split", videos=videos, ignore_labels=data.ignore_labels)
@@ -1057,7 +1057,7 @@ def markdown(table: Table) -> str:
 
 # %% ../nbs/16_study.ipynb #8464c79f
 def claimed_value(run: Run, of: str) -> float:
-    "A claim's value: \"average\" mAP, or the diversity (Eq. 10) of \"encoder 1\" or of \"decoder\", its last layer."
+    "A claim's value: \"average\" mAP, or d(A) over the rows of \"encoder 1\" or of \"decoder\", its last layer."
     if of == "average":
         return run.metrics["average"]
     part, _, layer = of.partition(" ")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -320,6 +321,16 @@ def removed(*names):
             (folder / name).unlink()
 
     return damage
+
+
+def test_detections_that_are_cut_off_are_warned_of(detector, files):
+    "Two hundred are meant for minutes: in a longer recording those that are not kept may matter."
+    path = files[0]
+    with pytest.warns(UserWarning, match="the 2 best detections are kept, and the last of them has a score of"):
+        assert len(detector.using(most=2).detect(path)) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.using(most=10**6).detect(path)
 
 
 @pytest.mark.parametrize("damage, message", [
