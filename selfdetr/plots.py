@@ -33,7 +33,7 @@ from .evaluation import drawn, use_fallbacks
 TRUTH, PLAIN, MENDED = "#D55E00", "#666666", "#009E73"  # ground truth; the model without feedback; with both
 METHOD_COLOURS = (
     dict.fromkeys(("baseline", "detr", "no feedback", "without feedback"), PLAIN)
-    | dict.fromkeys(("both", "self-detr", "detr + feedback"), MENDED)
+    | dict.fromkeys(("both", "feedback", "self-detr", "detr + feedback"), MENDED)
     | {"encoder": "#0072B2", "decoder": "#E69F00"}
     | {"rtd": "#CC79A7", "tadtr": "#56B4E9", "react": "#332288", "dino": "#000000"}
 )

@@ -162,7 +162,7 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(finished, tiny
 def test_without_a_whole_state_nothing_is_guessed(finished, tiny, interrupted):
     for name in (STATE, BEFORE):
         flip(interrupted / name, 0.5)
-    with pytest.raises(ValueError, match="Delete it to start this run anew") as caught:
+    with pytest.raises(ValueError, match=f"; delete {STATE} and {BEFORE} there to start this run again") as caught:
         compute(finished, tiny, interrupted.parent)
     assert all(str(interrupted / name) in str(caught.value) for name in (STATE, BEFORE))
     shutil.rmtree(interrupted)
@@ -186,9 +186,9 @@ def test_a_kill_between_the_two_renames_costs_an_epoch_and_a_damaged_state_is_no
 
 def test_a_state_of_another_model_is_an_error_and_not_a_damage(tmp_path):
     optimizer = trainer.make_optimizer(torch.nn.Linear(2, 2), trainer.TrainConfig())
-    trainer.save_state(tmp_path / STATE, torch.nn.Linear(2, 2), optimizer, [])
-    with pytest.raises(ValueError, match="(?s)of another model or optimiser .*delete it"):
-        trainer.load_state(tmp_path / STATE, torch.nn.Linear(3, 2), optimizer)
+    trainer.save_state(tmp_path / STATE, torch.nn.Linear(2, 2), optimizer, [], {})
+    with pytest.raises(ValueError, match="(?s)of another model or optimiser .*delete state.pt and"):
+        trainer.load_state(tmp_path / STATE, torch.nn.Linear(3, 2), optimizer, {})
 
 
 # ---- damaged runs
