@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['NUMBER', 'CLOCK', 'FRAMES', 'parse_rate', 'clock_seconds', 'parse_time', 'argument', 'number', 'check_output',
-           'output_file', 'Parser', 'one_line', 'run_command']
+           'keep_apart', 'output_file', 'Parser', 'one_line', 'run_command']
 
 # %% ../nbs/02_command.ipynb #02c00003
 import argparse
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ def parse_rate(
     text: str,  # "25", "29.97" or "30000/1001"
 ) -> float:  # frames a second
     "A frame rate. `DataError` unless it is a positive number or fraction."
-    plain = re.fullmatch(r"\d+(\.\d*)?|\.\d+|\d+/\d+", text.strip())
+    plain = re.fullmatch(r"\d+(\.\d*)?|\.\d+|\d+/\d+", text.strip(), re.ASCII)
     try:
         rate = float(Fraction(text.strip())) if plain else 0.0
     except (ArithmeticError, ValueError):
@@ -33,9 +34,9 @@ def parse_rate(
     return rate
 
 # %% ../nbs/02_command.ipynb #02c00009
-NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}|(?<!:)\d+):(\d{1,2}(?:\.\d*)?)")
-FRAMES = re.compile(r"(\d+):(\d{1,2}):(\d{1,2})[:;](\d+)")
+NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}|(?<!:)\d+):(\d{1,2}(?:\.\d*)?)", re.ASCII)
+FRAMES = re.compile(r"(\d+):(\d{1,2}):(\d{1,2})[:;](\d+)", re.ASCII)
 
 
 def clock_seconds(hours: str | None, minutes: str, seconds: str) -> float | None:
@@ -124,6 +125,20 @@ def check_output(
     return path
 
 
+def keep_apart(
+    outputs: Iterable[str | Path | None],  # files to be written; None: not asked for
+    inputs: Iterable[str | Path],  # files that are read, and folders whose files are
+) -> None:
+    "`DataError` where a file would be written over one that is read, or over another one that is written."
+    places = [Path(place).resolve() for place in inputs]
+    folders, taken = {place for place in places if place.is_dir()}, set(places)
+    for output in (Path(each) for each in outputs if each is not None):
+        place = output.resolve()
+        if place in taken or (place.exists() and folders & set(place.parents)):
+            raise DataError(f"{output}: is read or written by this call already, and would be lost; give another name")
+        taken.add(place)
+
+
 def output_file(*endings: str) -> Callable[[str], Path]:  # a `type` for `argparse`
     "What reads the name of a file to be written, with one of the endings where some are given."
     return argument(lambda text: check_output(text, endings))
@@ -138,7 +153,7 @@ class Parser(argparse.ArgumentParser):
 
 def one_line(error: BaseException, most: int = 600) -> str:
     "The message of an error without its line breaks, cut where it gets long."
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -148,8 +163,14 @@ def run_command(
     arguments: Sequence[str] | None = None,  # None: the command line's
 ) -> int:  # the exit status
     "Read the arguments and do the work; exit status 2 and one line for input that cannot be used."
+
+    def warn(message: Any, *_: Any, **__: Any) -> None:
+        print(f"{parser.prog}: warning: {one_line(message)}", file=sys.stderr)
+
     try:
-        return work(parser.parse_args(arguments)) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = warn
+            return work(parser.parse_args(arguments)) or 0
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.stdout.flush()
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
