@@ -1480,8 +1480,9 @@ def describe_videos(
     subsets, scores = settings.get("subsets", {}), settings.get("video_scores")
     if scores and not (folder / scores).is_file():
         raise DataError(f"{folder / scores}: no such file of video scores; put it there or correct video_scores")
+    path = regular_file(find_part(folder, settings["annotations"]))
     found = read_annotations(
-        find_part(folder, settings["annotations"]), train=subsets.get("train") if train is None else train,
+        path, train=subsets.get("train") if train is None else train,
         test=subsets.get("test") if test is None else test, classes=settings.get("classes"),
         ignore_labels=settings["ignore_labels"], min_seconds=settings["min_seconds"])
     return without_classes(found) if scores else found

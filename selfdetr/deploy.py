@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .command import Parser, argument, number, one_line, output_file, parse_rate, run_command
+from .command import Parser, argument, keep_apart, number, one_line, output_file, parse_rate, run_command
 from .data import READERS, DataError, TimeGrid, end_of, resize_features, write_whole
 from selfdetr.inference import (
     DetectorConfig,
@@ -88,6 +88,9 @@ class Detector:
         "The detector of a folder. DataError that names the file that is missing, damaged or does not fit the others."
         path, (kind, gpu) = Path(path), choose_device(device)
         exported = path.suffix == ".onnx"
+        if not exported and not path.is_dir():
+            what = "is a file; give the folder of the model" if path.exists() else "no such folder; check the path"
+            raise DataError(f"{path}: {what}")
         config = read_detector(path.parent if exported else path)
         try:
             model: Any = OnnxModel(path, device) if exported else load_model(path, torch.device(kind, *(gpu or [])))
@@ -307,6 +310,8 @@ def feature_files(
     "All feature files. DataError for a folder without one."
     found: list[Path] = []
     for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder of features; check the path")
         files = sorted(f for f in path.iterdir() if f.suffix[1:] in READERS) if path.is_dir() else [path]
         if not files:
             raise DataError(f"{path}: no feature file in this folder; its files end in .{', .'.join(READERS)}")
@@ -377,6 +382,7 @@ def grid_of(
 
 def run(options: argparse.Namespace) -> None:
     "What `selfdetr-detect` was asked for."
+    keep_apart([options.output], [options.model, *options.features])
     detector = Detector.load(options.model, options.device)
     grid = grid_of(options, detector.config)
     changes: dict[str, Any] = {} if options.min_score is None else {"min_score": options.min_score}

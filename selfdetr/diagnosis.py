@@ -14,7 +14,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -24,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from .command import Parser, argument, number, output_file, run_command
+from .command import Parser, argument, keep_apart, number, output_file, run_command
 from .data import DataError, other_forms, write_whole
 from selfdetr.evaluation import (
     PROTOCOLS,
@@ -478,12 +477,7 @@ def make_parser() -> Parser:
 def check_options(options: argparse.Namespace) -> Protocol:
     "The protocol asked for. DataError where a file would be written over another one, or errors cannot be diagnosed."
     chosen = choose_protocol(options.protocol, options.subset)
-    places = [options.ground_truth, options.detections, *filter(None, (options.json, options.markdown, options.plot))]
-    taken = {Path(place).resolve() for place in places[:2]}
-    for place in places[2:]:
-        if place.resolve() in taken:
-            raise DataError(f"{place}: is named twice, and would be overwritten; give another name")
-        taken.add(place.resolve())
+    keep_apart((options.json, options.markdown, options.plot), (options.ground_truth, options.detections))
     return _diagnosable(chosen) if options.diagnose else chosen
 
 

@@ -34,6 +34,7 @@ from selfdetr.data import (
     brief,
     other_forms,
     read_json,
+    same_form,
     shown,
     similar_name,
     write_whole,
@@ -238,14 +239,16 @@ def _subset_of(source: Source) -> dict[str, str]:  # as it is written, "" where 
 
 def _counting_videos(subset_of: Mapping[str, str], protocol: Protocol) -> set[str]:
     "The videos of the protocol's subsets. DataError for a subset without videos."
-    there, meant = {subset.lower() for subset in subset_of.values()}, set[str]()
-    for name in map(str.lower, protocol.subsets):
+    there, meant = {same_form(subset.lower()) for subset in subset_of.values()}, set[str]()
+    for name in (same_form(subset.lower()) for subset in protocol.subsets):
         alike = {name} & there or {s for s in there if s in SPELLINGS and SPELLINGS[s] == SPELLINGS.get(name)}
         if not alike:
-            found = ", ".join(map(shown, sorted(set(subset_of.values()))[:30])) or "no videos"
-            raise DataError(f"protocol {protocol.name} needs the subset {shown(name)}; the file has {found}")
+            found = ", ".join(map(shown, sorted(filter(None, set(subset_of.values())))[:30])) or "none"
+            near = similar_name(name, there)
+            hint = f"; did you mean {shown(near)}?" if near else ""
+            raise DataError(f"no video is in subset {shown(name)}; the subsets in the file: {found}{hint}")
         meant |= alike
-    return {video for video, subset in subset_of.items() if not protocol.subsets or subset.lower() in meant}
+    return {video for video, subset in subset_of.items() if not protocol.subsets or same_form(subset.lower()) in meant}
 
 
 def read_ground_truth(
@@ -324,7 +327,10 @@ def read_case(
     elsewhere = set(subset_of) - _counting_videos(subset_of, chosen) if subset_of else ()
     truth, found = _counting(annotated, chosen), _counting(every[~every["video"].isin(elsewhere)], chosen)
     left_out = {"detections left out by the protocol": len(every) - len(found)} if len(found) < len(every) else {}
-    notes = _alarms(truth, found, len(every)) | left_out | matched | _undetected(truth, every, subset_of, chosen)
+    no_subsets = isinstance(source, pd.DataFrame) and chosen.subsets and chosen.name not in PROTOCOLS
+    passed = {"subsets asked for of a table, which has none: all of its videos count": 1} if no_subsets else {}
+    notes = _alarms(truth, found, len(every)) | passed | left_out | matched
+    notes |= _undetected(truth, every, subset_of, chosen)
     found = found.sort_values("score", ascending=False, kind="stable")
     ignored = annotated[_is_one_of(annotated["label"], chosen.ignore_labels)]
     return Case(chosen, truth, ignored, found, read_durations(source), notes)
@@ -540,8 +546,8 @@ def use_fallbacks(*axes: Axes) -> None:
 def _notes_markdown(notes: Mapping[str, int]) -> tuple[str, str]:
     "What stands before a table, and the list of notes after it."
     first = _said_first(notes)
-    lines = "".join(f"- {note}: {times}\n" for note, times in notes.items() if note not in first)
-    return "".join(f"**{note[0].upper()}{note[1:]}.**\n\n" for note in first), lines
+    lines = "".join(f"- {_cell(note)}: {times}\n" for note, times in notes.items() if note not in first)
+    return "".join(f"**{_cell(note[0].upper() + note[1:])}.**\n\n" for note in first), lines
 
 
 @dataclass(frozen=True)
@@ -573,7 +579,7 @@ class Evaluation:
         "Protocol, table and notes; first of all what makes the numbers mislead."
         first, notes = _notes_markdown(self.notes)
         table = markdown_table(self.table(per_class))
-        return f"{first}Protocol {self.protocol}.\n\n{table}" + (f"\n{notes}" if notes else "")
+        return f"{first}Protocol {_cell(self.protocol)}.\n\n{table}" + (f"\n{notes}" if notes else "")
 
     def to_dict(self) -> dict[str, Any]:
         "Everything as plain numbers and text, for JSON."

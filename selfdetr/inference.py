@@ -38,6 +38,7 @@ from selfdetr.data import (
     end_of,
     finite_number,
     in_blocks,
+    other_forms,
     read_features,
     read_json,
     shown,
@@ -447,6 +448,9 @@ def fuse_scores(
     top: int = 1,  # classes taken of each video
 ) -> pd.DataFrame:  # the same columns, best first; `top` rows a detection
     "Give each detection the best classes of its video, its score times theirs. DataError for a video without scores."
+    meant = other_forms(detections.video.unique(), video_scores.video.unique())
+    of_score = {score: video for video, score in meant.items()}  # names in another Unicode form
+    video_scores = video_scores.assign(video=video_scores.video.replace(of_score))
     missing = detections.video[~detections.video.isin(video_scores.video)]
     if len(missing):
         raise DataError(f"no class scores for video {missing.iloc[0]!r} (and {missing.nunique() - 1} others)")

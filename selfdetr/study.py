@@ -66,6 +66,7 @@ from selfdetr.data import (
     read_json,
     read_text,
     regular_file,
+    same_form,
     shown,
     similar_name,
     sync_folder,
@@ -215,7 +216,8 @@ def settings(dataset: str, profile: str, part: str) -> dict[str, Any]:
 def check_video_scores(data: Dataset) -> Dataset:
     "The data set, if its video scores have every test video; DataError now rather than after training."
     if data.video_scores is not None:
-        lacking = {video.name for video in data.split("test")} - set(read_video_scores(data.video_scores).video)
+        known = set(map(same_form, read_video_scores(data.video_scores).video))
+        lacking = {video.name for video in data.split("test") if same_form(video.name) not in known}
         if lacking:
             raise DataError(
                 f"{data.video_scores}: no class scores for {len(lacking)} test videos, such as {min(lacking)!r}; "
@@ -243,9 +245,12 @@ def open_dataset(
                 name, known = shown(data.protocol), ", ".join(PROTOCOLS)
                 raise DataError(f"{place / 'dataset.json'}: protocol {name} is unknown; write one of {known}")
             return data
+    if Path(dataset).is_file():
+        raise DataError(f"data set {dataset!r}: is a file; give the folder that holds it")
     near = similar_name(dataset, {"simulated", *DATASETS, *RELEASES})
     meant = f"; did you mean {near!r}?" if near else ""
-    raise DataError(f"data set {dataset!r}: no such folder in {data_root}, in $SELFDETR_DATA or as a path{meant}")
+    places = f"in {data_root}, in $SELFDETR_DATA or as a path from {Path.cwd()}"
+    raise DataError(f"data set {dataset!r}: no such folder {places}{meant}")
 
 
 def data_name(
@@ -994,11 +999,15 @@ class Table:
         frames = [pd.DataFrame(r.metrics["diversity"]).assign(row=row, seed=r.spec.seed) for row, r in every]
         return pd.concat(frames, ignore_index=True)
 
+    def save_json(self, folder: str | Path) -> Path:
+        "Write `<table>.json` alone: it tells later calls what the pictures there were made from (`check_kept`)."
+        return write_whole(Path(folder) / f"{self.content['table']}.json", json.dumps(self.content, indent=1) + "\n")
+
     def save(self, folder: str | Path) -> Path:
         "Write `<table>.json`, `.csv`, `.md` and `.png` into a folder; each file appears whole."
         folder, name = Path(folder), self.content["table"]
-        texts = {"json": json.dumps(self.content, indent=1) + "\n", "csv": self.frame.to_csv(), "md": markdown(self)}
-        for kind, text in texts.items():
+        self.save_json(folder)
+        for kind, text in {"csv": self.frame.to_csv(), "md": markdown(self)}.items():
             write_whole(folder / f"{name}.{kind}", text)
         axes = plot_table(self.content)
         save(axes, folder / f"{name}.png")
@@ -1106,7 +1115,7 @@ def check_kept(path: Path, dataset: str, data_hash: str, seeds: int) -> None:
     except DataError:
         return  # there is none, or none that could be read
     name, other = data_name(dataset), kept.get("data")
-    if name != "simulated" and isinstance(other, str) and other != data_hash:
+    if dataset != "simulated" and isinstance(other, str) and other != data_hash:
         both = f"{name!r} ({brief(other, 9)}, here {data_hash[:8]})"
         raise DataError(f"{path}: of other data of the name {both}; give another out_dir, or delete this table")
     if isinstance(kept.get("seeds"), list) and len(kept["seeds"]) > seeds:

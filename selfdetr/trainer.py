@@ -323,10 +323,11 @@ def recipe_of(
     config: TrainConfig,
     seed: int,
 ) -> dict[str, Any]:  # "part.setting" -> value
-    "What the result of a run follows from, besides the values of the features."
+    "What the result of a run follows from."
     parts: dict[str, Any] = {"model": model.config, "train": config, "loss": criterion.config, "feedback": feedback}
     recipe = {f"{part}.{name}": value for part, c in parts.items() if c for name, value in vars(c).items()}
-    return recipe | {"seed": seed, "windows.length": windows.length, "windows.number": len(windows)}
+    cut = {"length": windows.length, "number": len(windows), "data": windows.dataset.hash()}
+    return recipe | {"seed": seed} | {f"windows.{name}": value for name, value in cut.items()}
 
 
 def check_recipe(
@@ -481,7 +482,7 @@ def train(
         optimizer = wrapped_optimizer.optimizer
         table = torch.from_numpy(windows.dataset.array).to(fabric.device) if fits(windows, fabric.device) else None
         state = None if folder is None else Path(folder) / STATE
-        recipe = recipe_of(model, windows, criterion, feedback, config, seed)
+        recipe = {} if state is None else recipe_of(model, windows, criterion, feedback, config, seed)
         history = [] if state is None else load_state(state, model, optimizer, recipe)
         if fabric.broadcast(len(history)) != len(history):
             raise ValueError(f"{state}: not what the first process sees there; put it on a file system that all share")

@@ -60,8 +60,8 @@ def test_it_writes_all_that_is_asked_for(files, tmp_path, capsys):
         ("TRUTH FOUND --tiou", "expected at least one argument"),
         ("TRUTH TRUTH", "truth.json has no 'results' section"),
         ("FOUND FOUND", "found.json has no 'database' section"),
-        ("TRUTH FOUND --subset dev", "needs the subset 'dev'; the file has 'test'"),
-        ("TRUTH FOUND --protocol activitynet13", "needs the subset 'validation'; the file has 'test'"),
+        ("TRUTH FOUND --subset dev", "no video is in subset 'dev'; the subsets in the file: 'test'"),
+        ("TRUTH FOUND --protocol activitynet13", "no video is in subset 'validation'; the subsets in the file: 'test'"),
     ],
 )
 def test_what_cannot_be_judged_is_one_line_and_status_2(files, capsys, arguments, message):
@@ -84,8 +84,8 @@ def test_what_cannot_be_judged_is_one_line_and_status_2(files, capsys, arguments
         ("--plot FILE/out.png", "FILE is a file"),
         ("--json FOLDER", "is a folder; give the name of a file"),
         ("--markdown FILE/out.md", "FILE is a file"),
-        ("--json out --markdown ./out", "out: is named twice"),
-        ("--json lost.json", "lost.json: is named twice"),
+        ("--json out --markdown ./out", "out: is read or written by this call already"),
+        ("--json lost.json", "lost.json: is read or written by this call already"),
         ("--diagnose --protocol thumos14-challenge", "errors are diagnosed by activitynet's"),
         ("--wrong", "unrecognized arguments: --wrong"),
     ],

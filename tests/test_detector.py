@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_the_length(detector, tmp_path, kind, peak_byt
         return sure.detect({"path": path, "map": on_disk, "parts": parts}[kind])
 
     peaks = []
-    for steps in (6_000, 36_000):
+    for steps in (6_000, 48_000):
         np.save(path, np.random.default_rng(0).standard_normal((steps, 8), dtype=np.float32))
         peaks.append(peak_bytes(detect)[0])
     assert peaks[1] < 2 * peaks[0] < 0.7 * path.stat().st_size
@@ -602,3 +602,24 @@ def test_the_command_takes_an_exported_file(exported, files, tmp_path):
     frame = pd.DataFrame([(*e["segment"], e["label"], e["score"]) for e in entries])
     frame.columns = ["start", "end", "label", "score"]
     assert close(frame, exported[0].detect(files[0]).head(5))
+
+
+@pytest.mark.parametrize("output", ["{features}/{name}", "{model}/config.json"])
+def test_the_command_writes_over_nothing_that_it_reads(made, files, output, capsys):
+    path = Path(output.format(features=files[0].parent, name=files[0].name, model=made))
+    before = path.read_bytes()
+    assert main([str(made), str(files[0].parent), "-o", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "is read or written by this call already" in error and error.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("MODEL lost.npy", "lost.npy: no such file or folder of features"),
+    ("lost FEATURES", "lost: no such folder; check the path"),
+    ("MODEL/config.json FEATURES", "config.json: is a file; give the folder of the model"),
+])  # fmt: skip
+def test_a_misspelt_path_is_named(made, files, tmp_path, capsys, arguments, message):
+    given = arguments.replace("MODEL", str(made)).replace("FEATURES", str(files[0])).split()
+    assert main([*given, "-o", str(tmp_path / "out.json")]) == 2
+    assert message in capsys.readouterr().err

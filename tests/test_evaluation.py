@@ -4,6 +4,7 @@ import datetime
 import decimal
 import html
 import io
+import dataclasses
 import json
 import math
 import re
@@ -305,7 +306,7 @@ def test_impossible_overlaps_are_refused(tiou):
 def test_unknown_protocols_and_subsets_are_refused():
     with pytest.raises(DataError, match="thumos14-212.*activitynet13"):
         evaluate(truth, found, protocol="thumos")
-    with pytest.raises(DataError, match="needs the subset 'test'.*validation"):
+    with pytest.raises(DataError, match="no video is in subset 'test'.*validation"):
         evaluate(as_json(truth, "database"), found, protocol="thumos14-212")
 
 
@@ -515,7 +516,7 @@ def test_detections_in_videos_of_other_subsets_are_left_out_and_those_in_unknown
 
 def test_a_subset_that_is_not_there_is_an_error_that_names_those_that_are():
     for names, wrong in (("dev", "dev"), (("validation", "extra"), "extra")):
-        with pytest.raises(DataError, match=f"needs the subset '{wrong}'; the file has 'Training', 'Validation'"):
+        with pytest.raises(DataError, match=f"subset '{wrong}'; the subsets in the file: 'Training', 'Validation'"):
             evaluate(listed(SPLIT), reported("d"), protocol=choose_protocol(None, names))
     exact = {"a": "val", "b": "validation"}  # both are there, so each means itself
     assert len(read_ground_truth(listed(exact), choose_protocol(None, "val"))) == 1
@@ -766,3 +767,17 @@ def test_letters_without_a_font_give_one_warning_and_those_of_a_fallback_are_dra
 def test_the_area_under_the_curve_needs_nothing_of_a_new_numpy(monkeypatch):
     monkeypatch.delattr(np, "trapezoid", raising=False)
     assert area_under(pd.Series([0.0, 0.5, 1.0], index=[1, 2, 4])) == (0.25 + 1.5) / 4
+
+
+def test_a_subset_in_another_unicode_form_and_one_asked_of_a_table():
+    composed, decomposed = "t\u00e9", "te\u0301"
+    items = [{"segment": [0, 5], "label": "x"}]
+    truth = {"database": {"a": {"subset": composed, "annotations": items}, "b": {"subset": "u", "annotations": items}}}
+    found = {"results": {"a": [{**items[0], "score": 1.0}]}}
+    assert evaluate(truth, found, protocol=choose_protocol(None, decomposed)).average == 1
+    with pytest.raises(DataError, match="no video is in subset 'tests'; .*did you mean 'test'"):
+        evaluate({"database": {"a": {"subset": "test"}}}, found, protocol=choose_protocol(None, "tests"))
+    table = pd.DataFrame({"video": ["a", "b"], "start": 0.0, "end": 5.0, "label": "x"})
+    judged = evaluate(table, found, protocol=choose_protocol(None, "validation"))
+    assert any("a table" in note or "of a table, which has none" in note for note in judged.notes)
+    assert r"Protocol a\|b." in dataclasses.replace(judged, protocol="a|b").markdown()

@@ -126,3 +126,11 @@ def test_overlap_deletes_only_where_two_windows_look(every, data):
     found = merge(every.assign(shared=shared), InferenceConfig(nms="overlap"))
     assert sorted(found.itertuples(index=False)) == sorted(every.loc[kept, COLUMNS].itertuples(index=False))
     assert found.score.is_monotonic_decreasing
+
+
+def test_video_scores_in_another_unicode_form_belong_to_their_video():
+    composed, decomposed = "\u00fc", "u\u0308"
+    found = pd.DataFrame([(composed, 0.0, 1.0, "action", 0.5)], columns=COLUMNS)
+    scores = pd.DataFrame([(decomposed, "A", 0.5)], columns=["video", "label", "score"])
+    fused = fuse_scores(found, scores)
+    assert fused.video.tolist() == [composed] and fused.score.tolist() == [0.25] and fused.label.tolist() == ["A"]

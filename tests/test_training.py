@@ -182,6 +182,14 @@ def test_a_state_of_other_settings_is_refused_with_both_values(tiny, windows, tm
     assert "\n" not in str(caught.value) and (tmp_path / STATE).read_bytes() == before
 
 
+def test_a_state_of_other_data_is_refused(tiny, windows, tmp_path):
+    "Of as many windows of the same length: their features count."
+    fit(new_model(), windows, folder=tmp_path, **FIRST)
+    tiny.array[0] += 1
+    with pytest.raises(DataError, match=r"windows\.data was '\w+' and is '\w+' now"):
+        fit(new_model(), training_windows(tiny, CONFIG.window, CONFIG.overlap), folder=tmp_path, **FIRST)
+
+
 def test_a_state_that_does_not_say_its_settings_is_refused(windows, tmp_path):
     "As older code wrote it."
     fit(new_model(), windows, folder=tmp_path)
