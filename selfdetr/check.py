@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'KINDS', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV', 'SEGMENT_LINE', 'USUAL_ENTRY', 'Cut', 'LENGTHS',
-           'COLUMNS', 'VIDEOS', 'SOUNDS', 'MEDIA', 'FIRST_BYTES', 'BEYOND', 'NEARLY_ALL', 'LAST', 'FEATURES', 'ABOVE_0',
-           'STEPS', 'RANGES', 'Finding', 'shorten', 'split_message', 'Found', 'Findings', 'parse_leniently',
+           'COLUMNS', 'UNITS', 'VIDEOS', 'SOUNDS', 'MEDIA', 'FIRST_BYTES', 'BEYOND', 'HALF', 'LAST', 'FEATURES',
+           'ABOVE_0', 'STEPS', 'RANGES', 'Finding', 'shorten', 'split_message', 'Found', 'Findings', 'parse_leniently',
            'settings_in_use', 'Places', 'places', 'name_layout', 'look_around', 'find_database', 'Entry', 'check_entry',
            'readable_instances', 'used_instances', 'entries_in_one_form', 'check_units', 'near_duplicates',
            'check_subsets', 'near_spellings', 'check_labels', 'check_counts', 'affixes', 'guess_stems', 'explain_names',
@@ -13,11 +13,11 @@ __all__ = ['SEVERITIES', 'KINDS', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV'
            'check_lengths', 'check_rates', 'spread', 'quantiles', 'grid_facts', 'cut_windows', 'longer_window',
            'check_windows', 'round_to_steps', 'instance_table', 'check_resolution', 'Described', 'check_annotations',
            'check_all_features', 'check_use', 'annotation_facts', 'check_folder', 'refuse_unknown', 'find_columns',
-           'Segment', 'time_of', 'parse_row', 'refuse_other_formats', 'read_rows', 'refuse_lines', 'parse_rows',
-           'ends_after', 'is_length', 'settle_durations', 'read_segments', 'draw_subsets', 'one_form', 'refuse_another',
-           'join_rows', 'note_files', 'subsets_of', 'length_from_features', 'duration_of', 'Imported',
-           'import_segments', 'add_check', 'add_import', 'check_command', 'import_command', 'make_parser', 'run_one',
-           'main']
+           'unit_of', 'refuse_units', 'Segment', 'time_of', 'parse_row', 'binary_kind', 'refuse_other_formats',
+           'read_rows', 'refuse_lines', 'parse_rows', 'ends_after', 'is_length', 'settle_durations', 'read_segments',
+           'draw_subsets', 'one_form', 'refuse_another', 'join_rows', 'note_files', 'subsets_of',
+           'length_from_features', 'duration_of', 'Imported', 'import_segments', 'add_check', 'add_import',
+           'check_command', 'import_command', 'make_parser', 'run_one', 'main']
 
 # %% ../nbs/17_check.ipynb #1e9beb87
 import argparse
@@ -44,7 +44,7 @@ import numpy as np
 import pandas as pd
 
 from .command import (
-    Parser, argument, check_output, number, output_file, parse_rate, parse_time, run_command)
+    Parser, argument, check_output, keep_apart, number, output_file, parse_rate, parse_time, run_command)
 from .data import (
     DEFAULTS, LONGEST_COMPARED, MOST_STEPS, READERS, RELEASES, SETTINGS, AnnotatedVideo, DataError, Dataset,
     FeatureFiles, Report, TimeGrid, Windows, all_settings, as_names, brief, check_channels, check_feature_folder,
@@ -993,6 +993,35 @@ def find_columns(
             raise DataError(f"{where}: there is {what} (found: {shorten(header, 20)}); name it {role}, or {say}")
     return roles
 
+# %% ../nbs/17_check.ipynb #17a00009
+UNITS = {"milliseconds": r"ms|msecs?|milliseconds?", "minutes": r"mins?|minutes?", "seconds": r"s|secs?|seconds?",
+         "frames": r"f|\w*frames?\w*"}
+
+
+def unit_of(name: str) -> str:  # one of UNITS; "" for none, and for clock times
+    "The unit that a header says."
+    words = re.findall(r"[^\W_]+", name.casefold())
+    units = [unit for unit, usual in UNITS.items() if any(re.fullmatch(usual, word) for word in words)]
+    return units[0] if len(units) == 1 and ":" not in name else ""
+
+
+def refuse_units(header: Sequence[str], roles: Mapping[str, int], fps: float | None, where: str) -> None:
+    "`DataError` for times in a unit that is not read, or not with (or without) this rate."
+    units = {role: unit_of(header[roles[role]]) for role in ("start", "end", "duration") if role in roles}
+    for role, unit in units.items():
+        what, name = f"{where}: {shown(header[roles[role]])} holds {unit}", shown(role)
+        if unit in ("milliseconds", "minutes"):
+            raise DataError(f"{what}; write seconds, and name the column {name}")
+        if unit == "seconds" and role != "duration" and fps is not None:
+            raise DataError(f"{what}; leave fps out (--fps)")
+    start, end = units["start"], units["end"]
+    if start and end and start != end:
+        two = " and ".join(f"{shown(header[roles[role]])} holds {units[role]}" for role in ("start", "end"))
+        raise DataError(f"{where}: {two}; say which columns are in one unit: columns={{...}} (--column start=...)")
+    if fps is None and "frames" in (start, end):
+        name = shown(header[roles["start" if start else "end"]])
+        raise DataError(f"{where}: {name} holds frames; give their rate: fps=... (--fps ...)")
+
 # %% ../nbs/17_check.ipynb #26ec45e9
 VIDEOS = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .wmv .flv .3gp .ogv .vob".split())
 SOUNDS = tuple(".wav .mp3 .m4a .aac .flac .ogg".split())
@@ -1039,7 +1068,15 @@ def parse_row(cells: Sequence[str], columns: Mapping[str, int], fps: float | Non
 
 # %% ../nbs/17_check.ipynb #5e80b9f4
 FIRST_BYTES = {b"\xd0\xcf\x11\xe0": "an Excel workbook", b"PK\x03\x04": "a zip file, as workbooks are",
-               b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text"}
+               b"\x1f\x8b": "a gzip file", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text"}
+
+
+def binary_kind(head: bytes) -> str:  # "" for text
+    "What a file is that begins with `head` and is no table of text."
+    if kind := next((kind for first, kind in FIRST_BYTES.items() if head.startswith(first)), ""):
+        return kind
+    fewer, more = sorted([head[::2].count(0), head[1::2].count(0)])  # in UTF-16, every other byte of most letters is 0
+    return "UTF-16 text" if not fewer and more > len(head) / 4 else "no table of text" if more else ""
 
 
 def refuse_other_formats(path: str | Path) -> None:
@@ -1047,11 +1084,12 @@ def refuse_other_formats(path: str | Path) -> None:
     path = regular_file(path)
     with suppress(OSError), path.open("rb") as file:  # what cannot be read is refused by `read_text`
         head = file.read(1024)
-        kind = next((kind for first, kind in FIRST_BYTES.items() if head.startswith(first)), None)
-        if kind and head.startswith(b"PK") and path.suffix.lower().startswith(".xls"):
+        kind = binary_kind(head)
+        if head.startswith(b"PK") and path.suffix.lower().startswith(".xls"):
             kind = "an Excel workbook"
-        if kind or b"\0" in head:
-            raise DataError(f"{path}: is {kind or 'UTF-16 text'}; save it as CSV (UTF-8)")
+        if kind:
+            mend = "unpack it" if kind == "a gzip file" else "save it as CSV (UTF-8)"
+            raise DataError(f"{path}: is {kind}; {mend}")
 
 
 def read_rows(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]]:  # the header; line, cells of each row
@@ -1095,7 +1133,7 @@ def parse_rows(
     return segments
 
 # %% ../nbs/17_check.ipynb #17a00003
-BEYOND, NEARLY_ALL = 1.0, 0.9  # seconds that a segment may end after its recording; a share of the segments
+BEYOND, HALF = 1.0, 0.5  # seconds that a segment may end after its recording; a share of the segments
 
 
 def ends_after(row: Segment) -> bool:
@@ -1117,8 +1155,8 @@ def settle_durations(
     telling = [row for row in both if row.span[0] > 0.1]
     after, lengths = sum(map(ends_after, telling)), sum(is_length(row, fps) for row in telling)
     other = sum(ends_after(row) or is_length(row, fps) for row in telling)
-    if telling and not named and other >= NEARLY_ALL * len(telling):
-        own = "it is how long the segments last, not their recordings" if lengths >= NEARLY_ALL * other else ""
+    if telling and not named and other > HALF * len(telling):
+        own = "it is how long the segments last, not their recordings" if lengths > HALF * other else ""
         why = own or f"{after} of {len(telling)} segments end after it"
         return [row._replace(duration=None) for row in segments], [f"column {shown(name)} is not used: {why}"]
     notes = [f"column {shown(name)} is read as seconds, unlike start and end"] if both and fps is not None else []
@@ -1137,11 +1175,13 @@ def read_segments(
     "The rows of a table of segments. `DataError` names the file, the lines and the way to fix them."
     header, rows = read_rows(path)
     roles = find_columns(header, columns or {}, str(path), [ignore] if isinstance(ignore, str) else ignore)
-    if fps is None and any("frame" in header[roles[role]].casefold() for role in ("start", "end")):
-        raise DataError(f"{path}: {shown(header[roles['start']])} holds frames; give their rate: fps=... (--fps ...)")
+    refuse_units(header, roles, fps, str(path))
     segments = parse_rows(rows, roles, fps, len(header), path)
     name, named = header[roles["duration"]].strip() if "duration" in roles else "", "duration" in (columns or {})
-    return settle_durations(segments, name, fps, named)
+    segments, notes = settle_durations(segments, name, fps, named)
+    if flat := [f"line {row.line}" for row in segments if row.span[0] == row.span[1]]:
+        notes.append(f"{len(flat)} segments of no length, which loading drops ({shorten(flat, 5)})")
+    return segments, notes
 
 # %% ../nbs/17_check.ipynb #e35ddf32
 def draw_subsets(videos: Sequence[str], share: float, seed: int) -> dict[str, str]:
@@ -1159,9 +1199,11 @@ def one_form(path: str) -> PurePosixPath:
 def refuse_another(row: Segment, mine: Mapping[str, Any], path: str | Path) -> None:
     "`DataError` where a row is about another recording than earlier ones of the same name."
     if one_form(row.path).parent != one_form(mine["path"]).parent:
-        name = "_".join([*filter(re.compile(r"\w").search, one_form(row.path).parent.parts[-3:]), row.video])
+        parts = one_form(re.sub(r"^[A-Za-z]:", "", row.path.strip())).parent.parts
+        name = "_".join([*filter(re.compile(r"\w").search, parts[-3:]), row.video])
+        such = f", such as {shown(name)}," if name != row.video else ""
         what = f"{shown(row.path)} and, in line {mine['line']}, {shown(mine['path'])} would both be {shown(row.video)}"
-        mend = f"write one path if they are one recording, else own names, such as {shown(name)}, and features of these"
+        mend = f"write one path if they are one recording, else own names{such} and features of these"
         raise DataError(f"{path}, line {row.line}: {what}; {mend}")
 
 
@@ -1260,9 +1302,9 @@ def import_segments(
     folder = Path(folder)
     settings = all_settings(folder) if folder.is_dir() else DEFAULTS
     place = places(folder, settings)
+    check_output(place.annotations)
     if place.annotations.exists() and not force:
         raise DataError(f"{place.annotations}: exists; choose another folder, or force=True (--force) to replace it")
-    check_output(place.annotations)
     segments, notes = read_segments(csv_path, fps, columns, ignore)
     videos = join_rows(segments, csv_path)
     subsets, how = subsets_of(videos, csv_path, test_share, seed)
@@ -1330,6 +1372,7 @@ def add_import(commands: Any) -> None:
 # %% ../nbs/17_check.ipynb #7f3ab0d9
 def check_command(folder: str, as_json: Path | None, as_markdown: Path | None, **options: Any) -> None:
     "`selfdetr-data check`: print the findings, write what was asked for; `DataError` when there are errors."
+    keep_apart([as_json, as_markdown], [folder])
     findings = check_folder(folder, **options)
     print(findings)
     if as_json:

@@ -32,9 +32,9 @@ from tqdm import tqdm
 
 from .check import VIDEOS
 from .command import Parser, argument, number, parse_rate, run_command
-from selfdetr.data import (
+from .data import (
     DataError, TimeGrid, check_features, check_writable, read_features, read_json, read_settings, regular_file,
-    write_whole)
+    shown, video_name, write_whole)
 from .trainer import choose_device
 
 # %% ../nbs/52_features_from_video.ipynb #f3908be1
@@ -428,7 +428,7 @@ def claim_folder(
 def find_videos(
     places: Iterable[str | Path],  # files, and folders that hold files
 ) -> dict[str, Path]:  # name of each video -> its file, sorted by name
-    "The videos; in a folder those with a usual suffix. `DataError` for none, and for two of one name."
+    "The videos; in a folder those with a usual suffix. `DataError` for none, for two of one name, and for a bad name."
     found: dict[str, Path] = {}
     for place in map(Path, places):
         if not place.exists():
@@ -440,6 +440,7 @@ def find_videos(
         if not inside:
             raise DataError(f"{place}: holds no videos ({', '.join(sorted(VIDEOS))})")
         for path in inside:
+            video_name(path.stem, shown(f"{path}"))
             if found.setdefault(path.stem, path).resolve() != path.resolve():
                 raise DataError(f"{found[path.stem]} and {path} would both be {path.stem!r}; rename one of them")
     return dict(sorted(found.items()))

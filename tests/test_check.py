@@ -1,6 +1,7 @@
 """The contracts of selfdetr.check: every fault is found beside every other, named and mended; segments from tables."""
 
 import difflib
+import gzip
 import json
 import math
 import tracemalloc
@@ -716,6 +717,13 @@ NAMES = "video,start,end,label"
      ["line 3", "duration 8", "write the same", "--ignore"]),
     (f"{NAMES},duration", [("a", 0, 0.5, "x", 0), ("b", 4, 5, "x", 8)], ["line 2", "duration is 0"]),
     ("video,start_frame,end_frame,label", ROWS, ["frames", "fps="]),
+    ("video,start (ms),end (ms),label", ROWS, ["'start (ms)' holds milliseconds", "write seconds"]),
+    ("video,Start Time (msec),end,label", ROWS, ["'Start Time (msec)' holds milliseconds", "write seconds"]),
+    ("video,start (min),end (min),label", ROWS, ["'start (min)' holds minutes", "write seconds"]),
+    ("video,start,end (Minutes),label", ROWS, ["'end (Minutes)' holds minutes", "write seconds"]),
+    ("video,start,end,label,duration (min)", [(*row, 1) for row in ROWS], ["'duration (min)' holds minutes"]),
+    ("video,start_sec,end_frame,label", ROWS, ["'start_sec' holds seconds and 'end_frame' holds frames"]),
+    ("video,start,end_frame,label", ROWS, ["'end_frame' holds frames", "fps="]),
     (NAMES, [], ["no rows"]),
     (NAMES, [("a", "", "", "")] + ROWS[2:], ["line 2", "no segment, no duration and no features"]),
     (NAMES, ROWS[:2], ["1 videos cannot be split"])])
@@ -728,11 +736,39 @@ def test_bad_tables_are_refused_with_line_and_mend_and_nothing_is_written(tmp_pa
     assert "\n" not in message and not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("header", ["start_sec,end_sec", "Start Time (s),End Time (s)", "start (seconds),end"])
+def test_times_in_seconds_are_not_divided_by_a_rate(tmp_path, header):
+    table = segments(tmp_path / "t.csv", f"video,{header},label")
+    with pytest.raises(DataError, match="holds seconds; leave fps out"):
+        import_segments(table, tmp_path / "x", fps=25)
+    import_segments(table, tmp_path / "x")
+    assert stored(tmp_path / "x")["a"]["annotations"][0]["segment"] == [1, 3]
+
+
+def test_a_unit_holds_for_a_column_that_is_named(tmp_path):
+    table = segments(tmp_path / "t.csv", "video,start_ms,end_ms,label")
+    with pytest.raises(DataError, match="'start_ms' holds milliseconds"):
+        import_segments(table, tmp_path / "x", columns={"start": "start_ms", "end": "end_ms"})
+
+
+@pytest.mark.parametrize("header", [
+    "start_time,end_time", "t_start,t_end", "start_timestamp,end_timestamp", "start (h:m:s),end (min:sec)"])
+def test_headers_without_a_unit_are_frames_where_a_rate_is_given(tmp_path, header):
+    import_segments(segments(tmp_path / "t.csv", f"video,{header},label"), tmp_path / "x", fps=2)
+    assert stored(tmp_path / "x")["a"]["annotations"][0]["segment"] == [0.5, 1.5]
+
+
+def test_a_segment_of_no_length_is_a_note(tmp_path):
+    done = import_segments(segments(tmp_path / "t.csv", rows=[*ROWS[:3], ("c", 2, 2, "jump")]), tmp_path / "x")
+    assert "1 segments of no length, which loading drops (line 5)" in done.notes
+    assert "no length" not in str(import_segments(segments(tmp_path / "u.csv"), tmp_path / "y"))
+
+
 # A column of durations that are not the recordings'.
 
 
 def rows_with(durations, spans=((40, 55), (12, 20), (0, 7), (3, 3.5))):
-    return [(name, *span, "x", length) for name, span, length in zip("abcd", spans, durations)]
+    return [(name, *span, "x", length) for name, span, length in zip("abcdefghijklmnopqrst", spans, durations)]
 
 
 @pytest.mark.parametrize("rows, fps", [
@@ -742,6 +778,7 @@ def rows_with(durations, spans=((40, 55), (12, 20), (0, 7), (3, 3.5))):
     (rows_with(("0:15", "0:08")), None),
     (rows_with((15, 8), [(40.2, 55.1), (12.4, 20.3)]), None),  # rounded to seconds
     (rows_with((15,) * 19 + (999,), [(10 + i, 25 + i) for i in range(20)]), None),  # nearly all
+    (rows_with((15,) * 8 + (999,) * 2, [(10 + i, 25 + i) for i in range(10)]), None),  # most
     (rows_with((45, 30), [(30, 75), (900, 930)]), 30),  # frames
     (rows_with((46, 31), [(30, 75), (900, 930)]), 30),  # the last frame counted
     ([("a", 1, 3, "x", 2), ("a", 8, 9, "y", 1), ("b", 2, 3, "x", 1)], None)])
@@ -815,7 +852,10 @@ def test_columns_are_ignored_when_asked(tmp_path, capsys):
 @pytest.mark.parametrize("first, second, name", [
     ("P01/cam1/cereals.avi", "P02/cam1/cereals.avi", "P02_cam1_cereals"),
     ("P01\\cereals.avi", "P02\\cereals.avi", "P02_cereals"),
-    ("cereals.avi", "/data/P02/cereals.avi", "data_P02_cereals")])
+    ("cereals.avi", "/data/P02/cereals.avi", "data_P02_cereals"),
+    ("cereals.avi", "D:\\v\\cereals.avi", "'v_cereals'"),
+    ("P01/cereals.avi", "cereals.avi", "else own names and features"),
+    ("C:/cereals.avi", "D:/cereals.avi", "else own names and features")])
 def test_two_recordings_of_one_name_are_refused(tmp_path, first, second, name):
     table = segments(tmp_path / "t.csv", rows=[(first, 1, 2, "x"), ("other", 1, 2, "x"), (second, 5, 6, "y")])
     with pytest.raises(DataError) as caught:
@@ -863,6 +903,10 @@ CSV = "video,start,end,label\na,1,2,x\nb,1,2,x\n"
     ("t.ods", b"PK\x03\x04" + bytes(100), "is a zip file, as workbooks are; save it as CSV (UTF-8)"),
     ("t.csv", CSV.encode("utf-16"), "is UTF-16 text; save it as CSV (UTF-8)"),
     ("t.csv", CSV.encode("utf-16-be"), "is UTF-16 text; save it as CSV (UTF-8)"),
+    ("t.csv", CSV.replace("x", "\u8dd1").encode("utf-16-le"), "is UTF-16 text; save it as CSV (UTF-8)"),
+    ("t.csv", CSV.replace("x", "x\0").encode(), "is no table of text; save it as CSV (UTF-8)"),
+    ("t.npy", b"\x93NUMPY\1\0v\0" + bytes(range(90)) * 2, "is no table of text; save it as CSV (UTF-8)"),
+    ("t.csv.gz", gzip.compress(CSV.encode()), "is a gzip file; unpack it"),
     ("t.csv", CSV.replace(",", ";").replace("1", "1,5").encode(), "start: time '1,5'; write a number"),
     ("t.csv", CSV.replace(",", ";").replace("1", "1,5").encode(), "a point instead of the comma"),
     ("t.csv", CSV.replace("a,1", "a,1,5").encode(), "5 cells instead of 4; quote what contains a delimiter, and")])
@@ -930,6 +974,9 @@ def test_an_annotation_file_is_replaced_only_when_asked(tmp_path):
     with pytest.raises(DataError, match="--force"):
         import_segments(table, folder, seed=5)
     assert (folder / "annotations.json").read_bytes() == before
+    (tmp_path / "y" / "annotations.json").mkdir(parents=True)
+    with pytest.raises(DataError, match="annotations.json: is a folder"):
+        import_segments(table, tmp_path / "y")
     import_segments(segments(table, rows=ROWS[:3]), folder, force=True)
     assert list(stored(folder)) == ["a", "b"] and [path.name for path in folder.iterdir()] == ["annotations.json"]
 
@@ -989,6 +1036,8 @@ def test_the_options_of_the_command_reach_the_check(folder, capsys):
     ("check", "required: folder; see selfdetr-data check --help"),
     ("check . --json dataset.json/x", "dataset.json is a file"),
     ("check . --markdown features", "features: is a folder"),
+    ("check . --json annotations.json", "annotations.json: is read or written by this call already"),
+    ("check . --json new --markdown ./new", "new: is read or written by this call already"),
     ("import t.csv x --test-share 1", "--test-share: '1'; give a number above 0 below 1"),
     ("import t.csv x --seed -1", "--seed: '-1'; give a whole number from 0"),
     ("import t.csv x --fps 25,0", "frames a second above 0"),

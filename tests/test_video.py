@@ -608,6 +608,15 @@ def test_a_snippet_that_a_network_cannot_take(films, tmp_path):
     assert not isinstance(caught.value, VideoError)  # every video would fail in the same way
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\x1bb", "a\\b"])
+def test_a_name_that_no_data_set_may_have_is_refused(tmp_path, name):
+    (tmp_path / f"{name}.mp4").touch()
+    for place in (tmp_path, tmp_path / f"{name}.mp4"):
+        with pytest.raises(DataError, match="is no name inside the folder") as caught:
+            find_videos([place])
+        assert "\n" not in str(caught.value)
+
+
 # The command.
 
 def test_the_command(films, tmp_path, hub, capsys, monkeypatch):
