@@ -16,7 +16,7 @@ __all__ = ['SEVERITIES', 'KINDS', 'SETTINGS_FILE', 'WANTED', 'REWRITE', 'AS_CSV'
            'unit_of', 'refuse_units', 'Segment', 'time_of', 'parse_row', 'binary_kind', 'refuse_other_formats',
            'read_rows', 'refuse_lines', 'parse_rows', 'ends_after', 'is_length', 'settle_durations', 'read_segments',
            'draw_subsets', 'one_form', 'refuse_another', 'join_rows', 'note_files', 'subsets_of',
-           'length_from_features', 'duration_of', 'Imported', 'import_segments', 'add_check', 'add_import',
+           'length_from_features', 'duration_of', 'Imported', 'import_segments', 'add_check', 'add_import', 'files_of',
            'check_command', 'import_command', 'make_parser', 'run_one', 'main']
 
 # %% ../nbs/17_check.ipynb #1e9beb87
@@ -1370,9 +1370,18 @@ def add_import(commands: Any) -> None:
     more.add_argument("--force", action="store_true", help="replace an annotation file that exists")
 
 # %% ../nbs/17_check.ipynb #7f3ab0d9
+def files_of(folder: Path) -> list[Path]:
+    "What a data set consists of, as far as its settings can be read: a report must replace none of it."
+    try:
+        place = places(folder, all_settings(folder))
+    except DataError:
+        return [folder]
+    return [folder / SETTINGS_FILE, place.annotations, place.files.folder]
+
+
 def check_command(folder: str, as_json: Path | None, as_markdown: Path | None, **options: Any) -> None:
     "`selfdetr-data check`: print the findings, write what was asked for; `DataError` when there are errors."
-    keep_apart([as_json, as_markdown], [folder])
+    keep_apart([as_json, as_markdown], files_of(Path(folder)))
     findings = check_folder(folder, **options)
     print(findings)
     if as_json:
