@@ -906,7 +906,7 @@ CSV = "video,start,end,label\na,1,2,x\nb,1,2,x\n"
     ("t.csv", CSV.replace("x", "\u8dd1").encode("utf-16-le"), "is UTF-16 text; save it as CSV (UTF-8)"),
     ("t.csv", CSV.replace("x", "x\0").encode(), "is no table of text; save it as CSV (UTF-8)"),
     ("t.npy", b"\x93NUMPY\1\0v\0" + bytes(range(90)) * 2, "is no table of text; save it as CSV (UTF-8)"),
-    ("t.csv.gz", gzip.compress(CSV.encode()), "is a gzip file; unpack it"),
+    ("t.csv.gz", gzip.compress(CSV.encode(), mtime=0), "is a gzip file; unpack it"),
     ("t.csv", CSV.replace(",", ";").replace("1", "1,5").encode(), "start: time '1,5'; write a number"),
     ("t.csv", CSV.replace(",", ";").replace("1", "1,5").encode(), "a point instead of the comma"),
     ("t.csv", CSV.replace("a,1", "a,1,5").encode(), "5 cells instead of 4; quote what contains a delimiter, and")])
