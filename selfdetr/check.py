@@ -78,7 +78,7 @@ KINDS: dict[str, tuple[str, str, str]] = {}  # kind -> severity, what (values ar
 
 
 def split_message(text: str) -> tuple[str, str]:
-    "What is wrong and how to fix it: the parts before and after the first `; ` that is in no quotes or brackets."
+    "What is wrong and how to fix it: the parts before and after the first semicolon that is in no quotes or brackets."
     plain = re.sub(r"""(?<!\w)(['"]).*?\1(?!\w)""", lambda quoted: "_" * len(quoted[0]), text)
     nested = 1
     while nested:
