@@ -92,7 +92,7 @@ def main():
     parser.add_argument("--folder", help="where the temporary folder is made")
     options = parser.parse_args()
     if find_data("thumos14") is None:
-        parser.error("THUMOS14's annotations are not here; put them where find_data looks, see 01_data")
+        parser.error("THUMOS14's annotations are not here; put them where find_data looks, see 20_data")
     root = Path(tempfile.mkdtemp(dir=options.folder))
     try:
         dtype = np.float16 if options.half else np.float32
