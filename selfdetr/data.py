@@ -9,17 +9,18 @@ __all__ = ['LONGEST_COMPARED', 'LARGEST_TEXT', 'DEEPEST', 'HALF', 'CONTROL', 'OU
            'PICKLED', 'LIMITS', 'Target', 'DataError', 'shown', 'brief', 'similar_name', 'one_of', 'as_names',
            'TimeGrid', 'find_data', 'regular_file', 'read_text', 'texts_in', 'check_content', 'parse_json', 'read_json',
            'inside', 'video_name', 'cannot_write', 'check_writable', 'sync_folder', 'remove_dead_parts', 'write_whole',
-           'finite_number', 'class_name', 'other_name', 'lacking', 'parse_instance', 'check_like', 'config_from',
-           'report_line', 'note', 'clean_instances', 'usual_subsets', 'same_form', 'unannotated', 'choose_subsets',
-           'VideoSet', 'AnnotatedVideo', 'Annotations', 'label_index', 'other_forms', 'labels_in_one_form',
-           'in_form_there', 'parse_entry', 'read_database', 'read_annotations', 'check_setting', 'read_settings',
-           'all_settings', 'find_part', 'grid_for', 'check_archive', 'check_header', 'read_npy', 'several', 'read_npz',
-           'read_pt', 'reader_for', 'read_features', 'resize_features', 'FeatureFiles', 'drop_pages', 'in_blocks',
-           'check_features', 'check_channels', 'Video', 'judged_content', 'Dataset', 'memory_there', 'in_memory_of',
-           'check_memory', 'check_feature_folder', 'find_files', 'load_features', 'join_features', 'place_videos',
-           'check_splits', 'excess', 'stated_rates', 'compare_rates', 'mean_and_deviation', 'standardise',
-           'without_classes', 'describe_videos', 'load_dataset', 'check', 'window_starts', 'window_targets', 'Batch',
-           'Windows', 'targets_in_turn', 'make_windows', 'training_windows', 'test_windows', 'end_of', 'windows_of']
+           'checksum', 'finite_number', 'class_name', 'other_name', 'lacking', 'parse_instance', 'check_like',
+           'config_from', 'report_line', 'note', 'clean_instances', 'usual_subsets', 'same_form', 'unannotated',
+           'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'label_index', 'other_forms',
+           'labels_in_one_form', 'in_form_there', 'parse_entry', 'read_database', 'read_annotations', 'check_setting',
+           'read_settings', 'all_settings', 'find_part', 'grid_for', 'check_archive', 'check_header', 'read_npy',
+           'several', 'read_npz', 'read_pt', 'reader_for', 'read_features', 'resize_features', 'FeatureFiles',
+           'drop_pages', 'in_blocks', 'check_features', 'check_channels', 'Video', 'judged_content', 'Dataset',
+           'memory_there', 'in_memory_of', 'check_memory', 'check_feature_folder', 'find_files', 'load_features',
+           'join_features', 'place_videos', 'check_splits', 'excess', 'stated_rates', 'compare_rates',
+           'mean_and_deviation', 'standardise', 'without_classes', 'describe_videos', 'load_dataset', 'check',
+           'window_starts', 'window_targets', 'Batch', 'Windows', 'targets_in_turn', 'make_windows', 'WindowConfig',
+           'training_windows', 'test_windows', 'end_of', 'windows_of']
 
 # %% ../nbs/20_data.ipynb #68c0735c
 import contextlib
@@ -343,6 +344,13 @@ def write_whole(
             part.unlink(missing_ok=True)
     sync_folder(path.parent)
     return path
+
+# %% ../nbs/20_data.ipynb #2cb48f7c
+def checksum(
+    content: bytes | Path,  # or the file that holds it
+) -> str:
+    "SHA-256 as hex digits."
+    return hashlib.sha256(content if isinstance(content, bytes) else content.read_bytes()).hexdigest()
 
 # %% ../nbs/20_data.ipynb #e16f1a87
 LARGEST, LONGEST_LABEL = 1e12, 1000  # of a number, in either direction; of the name of a class, in letters
@@ -1695,6 +1703,22 @@ def make_windows(
         targets += [own[i] for i in np.flatnonzero(used)]
     numbers, start, valid = np.concatenate(where, axis=1)
     return Windows(dataset, length, numbers, start, valid, targets, lost)
+
+# %% ../nbs/20_data.ipynb #aba86b52
+@dataclass(frozen=True)
+class WindowConfig:
+    "How recordings are cut into windows; the defaults are the reference's for THUMOS14."
+    length: int = 128  # feature steps
+    overlap: float = 0.75  # share of a training window that the next one repeats
+    test_overlap: float = 0.25  # the same of a window to detect in
+    keep: float = 0.75  # smallest share of an instance inside a training window
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.length <= MOST_STEPS:
+            raise ValueError(f"WindowConfig.length is {self.length}; it must be 1 to {MOST_STEPS}")
+        if not (0 <= self.overlap < 1 and 0 <= self.test_overlap < 1 and 0 < self.keep <= 1):
+            values = f"overlap {self.overlap}, test_overlap {self.test_overlap}, keep {self.keep}"
+            raise ValueError(f"WindowConfig: {values}; overlaps in [0, 1) and keep in (0, 1] are needed")
 
 # %% ../nbs/20_data.ipynb #b62073e6
 def training_windows(
