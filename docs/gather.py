@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import indent
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "benchmarks/README.md", "results/claims.md")
+PAGES = ("README.md", "ARCHITECTURE.md", "benchmarks/README.md", "results/claims.md")
 LINK = re.compile(r"""\]\(<?([^)\s>]+)>?[^)]*\)|(?:src|href)=["']([^"']+)["']""")
 DIRECTIVE = re.compile(r"^\s*#\s*\|.*\n?", re.M)
 HIDE = re.compile(r"^\s*#\s*\|\s*(hide|hide_input|hide_output)\s*$", re.M)
@@ -105,18 +105,18 @@ def documents() -> list[Path]:
 
 
 def modules() -> dict[str, str]:
-    "The notebook each module is written in."
+    "Module, without the package's name, and the notebook it is written in."
     found = {}
-    for path in sorted((ROOT / "selfdetr").glob("[!_]*.py")):
-        match = re.search(r"File to edit: \.\./(nbs/\w+\.ipynb)", path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "selfdetr").rglob("[!_]*.py")):
+        match = re.search(r"File to edit: (?:\.\./)+(nbs/\w+\.ipynb)", path.read_text(encoding="utf-8"))
         if match:
-            found[path.stem] = match[1]
+            found[".".join(path.relative_to(ROOT / "selfdetr").with_suffix("").parts)] = match[1]
     return found
 
 
 def constants(module: str) -> str:
     "Exported values and types of a module as the code defines them; docstrings say nothing about these."
-    text = (ROOT / "selfdetr" / f"{module}.py").read_text(encoding="utf-8")
+    text = (ROOT / "selfdetr" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
     lines, parts = text.splitlines(), []
     for node in ast.parse(text).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]

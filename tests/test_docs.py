@@ -63,7 +63,8 @@ def test_every_page_is_in_the_menu_and_every_entry_leads_to_one(site):
     assert pages - set().union(*listed.values()) - of_folders == {"index", "README"}
     notebooks = {path.stem for path in (ROOT / "nbs").glob("*.ipynb")} - {"index"}
     assert {f"nbs/{notebook}" for notebook in notebooks} <= pages
-    modules = {path.stem for path in (ROOT / "selfdetr").glob("[!_]*.py")}
+    package = ROOT / "selfdetr"
+    modules = {".".join(p.relative_to(package).with_suffix("").parts) for p in package.rglob("[!_]*.py")}
     assert {f"api/{module}" for module in modules} <= pages
 
 

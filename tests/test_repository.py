@@ -2,12 +2,14 @@
 
 import ast
 import configparser
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import hypothesis
@@ -156,29 +158,108 @@ def test_the_pattern_for_machine_paths(text, found):
     assert bool(MACHINE_PATH.search(text)) == found
 
 
+TRACKS = "0123465"  # in this order the tracks of notebooks are read: the explanations (5x) use everything
+MODULES = {  # module -> its file
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted((ROOT / "selfdetr").rglob("*.py")) if not path.name.startswith("_")}  # fmt: skip
+FACES = {path.parent: path for path in (ROOT / "selfdetr").rglob("__init__.py")}  # they offer what modules define
+
+
+def place(path):
+    """Of a notebook in the reading order."""
+    return TRACKS.index(path.name[0]), path.name[:2]
+
+
 def order():
-    """Number of each module in the reading order."""
+    """Place of each module in the reading order."""
     modules = {}
     for path in NOTEBOOKS:
-        exported = re.search(r"#\|\s*default_exp\s+(\w+)", "\n".join(map(source, cells(path))))
+        exported = re.search(r"#\|\s*default_exp\s+([\w.]+)", "\n".join(map(source, cells(path))))
         if exported:
             assert path.name[:2].isdigit(), f"{path.name} exports a module but has no place in the reading order"
             assert f"selfdetr.{exported[1]}" not in modules, f"two notebooks export {exported[1]}"
-            modules[f"selfdetr.{exported[1]}"] = int(path.name[:2])
+            modules[f"selfdetr.{exported[1]}"] = place(path)
     return modules
+
+
+def offered():
+    """What the packages offer, `package.name` -> the module that defines it."""
+    found = {}
+    for folder, path in FACES.items():
+        package = ".".join(folder.relative_to(ROOT).parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = ast.literal_eval(node.value) if isinstance(node, ast.Assign) and "__all__" in ast.dump(node) else ()
+            for name in names:
+                [home] = [m for m in MODULES if m.startswith(f"{package}.") and name in defined(m)]
+                found[f"{package}.{name}"] = home
+    return found
+
+
+@functools.cache
+def defined(module):
+    """Names that a module defines, not those it imports."""
+    found = set()
+    for node in ast.parse(MODULES[module].read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node]
+        found |= {getattr(target, "id", None) or getattr(target, "name", "") for target in targets}
+        found |= {node.target.id} if isinstance(node, ast.AnnAssign) else set()
+    return found
+
+
+def used_modules(syntax, package=""):
+    """Modules of the package that code imports, at whatever depth, by the module that defines what is taken."""
+    names = offered()
+    for node in ast.walk(syntax):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("selfdetr."))
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            own = ".".join([*base, *filter(None, [node.module])])
+            if own.split(".")[0] == "selfdetr":
+                full = [f"{own}.{alias.name}" for alias in node.names]
+                yield from (each if each in MODULES else names.get(each, own) for each in full)
 
 
 @pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.name[:2].isdigit()], ids=name)
 def test_a_notebook_imports_only_what_was_read_before(path):
-    numbers, own = order(), int(path.name[:2])
-    # the package itself, which holds nothing but its version, may be imported anywhere
-    used = {module for cell in cells(path) for module in imports(tree(cell)) if module.startswith("selfdetr.")}
-    late = {module for module in used if not any(
-        numbers[known] < own for known in numbers if module == known or module.startswith(f"{known}."))}
-    assert not late, "imported before their notebook in the reading order (or exported by none)"
+    places, own = order(), place(path)
+    used = {module for cell in cells(path) for module in used_modules(tree(cell)) if module in MODULES}
+    late = {module for module in used if places[module] >= own}
+    assert not late, "imported before their notebook in the reading order"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "selfdetr").glob("*.py")), ids=name)
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_comes_before_it(module):
+    """In functions as well, and nothing by a name that is put together when the program runs."""
+    places, syntax = order(), ast.parse(MODULES[module].read_text())
+    assert module in places, "written by no notebook"
+    used = set(used_modules(syntax, module.rpartition(".")[0]))
+    assert not {each for each in used if each in MODULES and places[each] >= places[module]}, "a circle, or nearly one"
+    assert not {each for each in used if each not in MODULES}, "imported through a package; name the module"
+    dynamic = {getattr(node.func, "attr", getattr(node.func, "id", "")) for node in ast.walk(syntax)
+               if isinstance(node, ast.Call)} & {"import_module", "__import__"}  # fmt: skip
+    assert not dynamic or module == "selfdetr.video", "imports what no reader of the code sees"  # its packages are extras
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_can_be_read_in_one_sitting(module):
+    syntax = ast.parse(MODULES[module].read_text())
+    assert len(MODULES[module].read_text().splitlines()) <= 500
+    long = {node.name: node.end_lineno - node.lineno + 1 for node in syntax.body if isinstance(node, ast.ClassDef)}
+    assert {name: lines for name, lines in long.items() if lines > 60} == {}, "a class over 60 lines wants to be two"
+
+
+def test_a_public_name_stands_for_one_thing():
+    """A newcomer who reads of `Recording` must not have to ask which one."""
+    homes = defaultdict(set)
+    for module in MODULES:
+        exported = re.search(r"__all__ = (\[.*?\])", MODULES[module].read_text(), re.S)
+        for name in ast.literal_eval(exported[1]) if exported else ():
+            homes[name].add(module)
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *FACES.values()], ids=lambda path: "/".join(path.parts[-2:]))
 def test_the_package_needs_only_its_run_time_dependencies(path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name: those for name, those in project["optional-dependencies"].items() if name not in ("dev", "docs")}
