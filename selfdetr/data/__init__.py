@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from .windows import *  # noqa: F403
 
 
+def check_like(value: Any, usual: Any, where: str, name: str) -> None:  # until `study` calls value_as
+    from .config import value_as
+
+    value_as(tuple[type(usual[0]), ...] if isinstance(usual, tuple) else type(usual), value, where, name)  # type: ignore
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("__") or name in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
