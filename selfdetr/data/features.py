@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST_UNPACKED', 'READERS', 'PICKLED', 'check_archive', 'check_header', 'read_npy', 'several', 'read_npz',
-           'read_pt', 'reader_for', 'read_features', 'resize_features', 'FeatureFiles', 'drop_pages', 'in_blocks',
-           'check_features', 'check_channels', 'check_feature_folder', 'find_files']
+           'read_pt', 'reader_for', 'read_features', 'resize_features', 'FeatureFiles', 'feature_files', 'drop_pages',
+           'in_blocks', 'check_features', 'check_channels', 'check_feature_folder', 'find_files']
 
 # %% ../../nbs/25_features.ipynb #66223ed0
 import mmap
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .annotations import Report, note
 from .files import DataError, brief, in_form_there, inside, one_of, regular_file, shown
+from .releases import FeatureFormat, Settings
 
 # %% ../../nbs/25_features.ipynb #72a25201
 LARGEST_UNPACKED = 1 << 28  # bytes; larger files must have a 64th of their size on disk
@@ -170,7 +171,7 @@ class FeatureFiles:
     "Where the features of a data set lie, one file a video, and how they are read."
     folder: Path
     prefix: str = ""  # of the file names, before the name of the video
-    feature_format: str = "npy"  # "npy", "npz" or "pt"
+    feature_format: FeatureFormat = "npy"
     channels_first: bool = False  # files hold (channels, steps)
     resize: int | None = None  # number of steps; None: as they are
 
@@ -186,6 +187,12 @@ class FeatureFiles:
         "The features of a video. `DataError` as `read_features`."
         features = read_features(self.path(video), self.channels_first)
         return features if self.resize is None else resize_features(features, self.resize)
+
+
+def feature_files(folder: Path, settings: Settings) -> FeatureFiles:
+    "Where the features of a data set's folder lie by its settings."
+    return FeatureFiles(in_form_there(folder / settings.features), settings.prefix, settings.feature_format,
+                        settings.channels_first, settings.resize)
 
 # %% ../../nbs/25_features.ipynb #560fe378
 def drop_pages(
