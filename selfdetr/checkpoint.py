@@ -72,8 +72,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SelfDETR:
     "Load a saved model in evaluation mode; weights that do not fit the configuration are a DataError."
     folder = Path(folder)
-    path = regular_file(folder / "checkpoint.safetensors")
     config = config_from(ModelConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+    path = regular_file(folder / "checkpoint.safetensors")
     try:
         _check_tensors(path, config)
         model = make_model(config)
