@@ -18,7 +18,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .data import DataError, brief, checksum, config_from, read_json, regular_file, write_whole
-from .model import ModelConfig, SelfDETR, make_model
+from .designs import make_model
+from .model import SelfDETR
+from .variants import DesignConfig, as_design
 
 # %% ../nbs/31_checkpoint.ipynb #951d8c2d
 def _weights_sum(weights: Mapping[str, Tensor]) -> str:
@@ -36,18 +38,18 @@ def save_model(model: SelfDETR, folder: str | Path) -> Path:
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     metadata = {"sha256": _weights_sum(weights)}
     write_whole(folder / "checkpoint.safetensors", to_bytes(weights, metadata))
-    write_whole(folder / "config.json", json.dumps(asdict(model.config), indent=1) + "\n")
+    write_whole(folder / "config.json", json.dumps(asdict(as_design(model.config)), indent=1) + "\n")
     return folder
 
 # %% ../nbs/31_checkpoint.ipynb #ea8e15ea
-def _tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _tensor_shapes(config: DesignConfig) -> dict[str, tuple[int, ...]]:
     "Name and shape of every tensor of a configuration's model, without memory for them."
     with torch.device("meta"):
         model = make_model(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def _check_tensors(path: Path, config: ModelConfig) -> None:
+def _check_tensors(path: Path, config: DesignConfig) -> None:
     "DataError unless a file of weights lists, in its header, the tensors of the configuration's model."
     with safe_open(path, "pt") as file:
         listed = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
@@ -72,7 +74,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SelfDETR:
     "Load a saved model in evaluation mode; weights that do not fit the configuration are a DataError."
     folder = Path(folder)
-    config = config_from(ModelConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+    config = config_from(DesignConfig, read_json(folder / "config.json"), str(folder / "config.json"))
     path = regular_file(folder / "checkpoint.safetensors")
     try:
         _check_tensors(path, config)

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .attention import attend, keep
 from .data import Batch, Windows
+from .denoising import DINO
 from .model import SelfDETR
 
 # %% ../nbs/33_speed.ipynb #b8a489af
@@ -184,7 +185,7 @@ def accelerate(model: SelfDETR, device: torch.device, precision: str = "32-true"
     if device.type == "cpu" and precision == "32-true":
         keep_memory()
         fuse(model)
-    elif device.type == "cuda" and find_spec("triton") and not model.config.denoising:
+    elif device.type == "cuda" and find_spec("triton") and not isinstance(model, DINO):
         model.compile(mode="reduce-overhead")
 
 

@@ -22,8 +22,8 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from .data import Batch, Windows
-from .designs import Objective, check_choices
-from .model import SelfDETR
+from .designs import Objective
+from .model import SelfDETR, check_choices
 from .processes import choose_device, is_first  # noqa: F401 (moved)
 from .processes import make_fabric, mean_over_processes, terms_of_whole_batch
 from .resume import State, recipe_of
