@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from torch import Tensor
 
-from .data import write_whole
+from .data.files import write_whole
 from .report import drawn, use_fallbacks
 
 # %% ../nbs/44_plots.ipynb #f711a936

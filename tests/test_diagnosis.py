@@ -11,8 +11,8 @@ from crowds import FOUND, TRUTH, as_json, by_score, crowd, overlap, results, ste
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfdetr import data
-from selfdetr.data import DataError
+from selfdetr.data import files
+from selfdetr.data.files import DataError
 from selfdetr.diagnosis import (
     ERROR_KINDS,
     bucket_limits,
@@ -407,8 +407,8 @@ def test_one_reading_answers_all_questions(tmp_path, monkeypatch):
     for path, frame, section in zip(paths, crowd(videos=5), ("database", "results")):
         path.write_text(json.dumps(as_json(frame, section, duration=130.0)))
     apart = evaluate(*paths), average_recall(*paths), recall_at(*paths), diagnose(*paths)
-    read, read_text = [], data.read_text
-    monkeypatch.setattr(data, "read_text", lambda path: read.append(path) or read_text(path))
+    read, read_text = [], files.read_text
+    monkeypatch.setattr(files, "read_text", lambda path: read.append(path) or read_text(path))
     case = read_case(*paths)
     together = evaluate(case), average_recall(case), recall_at(case), diagnose(case)
     assert read == [*paths]

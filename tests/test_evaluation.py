@@ -13,7 +13,7 @@ from crowds import FOUND, TRUTH, as_json, by_score, crowd, overlap, results, ste
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from selfdetr.data import DataError, find_data
+from selfdetr.data.files import DataError, find_data
 from selfdetr.evaluation import (
     Evaluation,
     area_under,

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from crowds import FOUND, TRUTH, as_json, crowd
 
-from selfdetr.data import DataError
+from selfdetr.data.files import DataError
 from selfdetr.evaluation import Evaluation, average_recall, evaluate, recall_at
 from selfdetr.protocols import PROTOCOLS, Protocol, choose_protocol, read_case, read_ground_truth
 
