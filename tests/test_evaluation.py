@@ -115,7 +115,7 @@ def test_the_order_of_the_ground_truth_does_not_matter():
 @given(results())
 @steady
 def test_ap_never_rises_with_tiou(case):
-    # Whoever claims at the higher tIoU would claim at the lower one too, so the hits come no later there.
+    # A detection that claims at the higher tIoU would claim at the lower one too, so the hits come no later there.
     values = evaluate(*case, tiou=np.linspace(0.05, 1, 20)).per_class.to_numpy()
     assert (np.diff(values, axis=1) <= 1e-12).all()
 
