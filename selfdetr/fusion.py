@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fuse_windows', 'read_video_scores', 'fuse_scores']
 
-# %% ../nbs/36_fusion.ipynb #5caf97cd
+# %% ../nbs/36_fusion.ipynb #0caa2b43
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def read_video_scores(
             rows.append((str(video), label, finite_number(score, where, f"the score of {brief(label)}")))
     return pd.DataFrame(rows, columns=["video", "label", "score"])
 
-# %% ../nbs/36_fusion.ipynb #15e52eb0
+# %% ../nbs/36_fusion.ipynb #9a75df2e
 def fuse_scores(
     detections: pd.DataFrame,  # columns video, start, end, label, score; names
     video_scores: pd.DataFrame,  # columns video, label, score
