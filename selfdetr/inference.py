@@ -119,7 +119,7 @@ def _pieces(
             continue  # a decoder with nothing new
         name = recording.name if part is source else f"{recording.name}, from step {came} on"
         for block in in_blocks(open_features(part, channels, name, recording.channels_first)):
-            piece = np.array(block, dtype=np.float32)  # a copy: whoever sends parts may write the next one over this
+            piece = np.array(block, dtype=np.float32)  # a copy: the next part may be written over this one
             if scale is not None:
                 piece -= scale[0]
                 piece /= scale[1]
@@ -266,7 +266,8 @@ def detect_recordings(
     begun: dict[int, tuple[FeatureSource, int]] = {}  # recordings by number, with their steps so far
     raw: list[pd.DataFrame] = []
     for batch in _window_batches(recordings, model.config.channels, windows, config.batch, scale):
-        raw.append(_detect_batch(model, batch, config))
+        found = _detect_batch(model, batch, config)
+        raw += [found] if len(found) or not raw else []
         ends = batch.start + batch.valid
         if bar is not None:
             bar.update(int((ends - batch.alone[:, 0].clip(min=0)).sum()))  # without what the window before had
