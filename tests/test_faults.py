@@ -18,9 +18,9 @@ import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from selfdetr import data, study, trainer
+from selfdetr.checkpoint import load_model
 from selfdetr.data import load_dataset
-from selfdetr.model import load_model
-from selfdetr.trainer import BEFORE, STATE
+from selfdetr.resume import BEFORE, STATE
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -143,52 +143,6 @@ def interrupted(finished, tiny, tmp_path, often):
     work = study.work_folder(finished.folder.name, tmp_path)
     assert {STATE, BEFORE} <= {p.name for p in work.iterdir()}
     return work
-
-
-DAMAGES = {f"a bit flipped at {place}": (lambda path, place=place: flip(path, place)) for place in (0, 0.3, 0.7, 1)}
-DAMAGES |= {f"cut to {part}": (lambda path, part=part: cut(path, part)) for part in (0, 0.5, 0.999)}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(finished, tiny, interrupted, damage):
-    damage(interrupted / STATE)
-    with pytest.warns(UserWarning, match="checksum is wrong") as caught:
-        again = compute(finished, tiny, interrupted.parent)
-    message = str(caught[0].message)
-    assert message.startswith(f"{interrupted / STATE}: ") and message.endswith(f"{interrupted / BEFORE}, epoch 3")
-    assert_same(again, finished)
-
-
-def test_without_a_whole_state_nothing_is_guessed(finished, tiny, interrupted):
-    for name in (STATE, BEFORE):
-        flip(interrupted / name, 0.5)
-    with pytest.raises(ValueError, match=f"; delete {STATE} and {BEFORE} there to start this run again") as caught:
-        compute(finished, tiny, interrupted.parent)
-    assert all(str(interrupted / name) in str(caught.value) for name in (STATE, BEFORE))
-    shutil.rmtree(interrupted)
-    assert_same(compute(finished, tiny, interrupted.parent), finished)
-
-
-def test_a_kill_between_the_two_renames_costs_an_epoch_and_a_damaged_state_is_not_kept(tmp_path):
-    path = tmp_path / STATE
-    for epoch in range(3):
-        trainer.write_state(path, {"history": [{}] * epoch})
-    cpu = torch.device("cpu")
-    assert [len(torch.load(tmp_path / name, weights_only=True)["history"]) for name in (STATE, BEFORE)] == [2, 1]
-    os.replace(path, tmp_path / "lost")
-    assert len(trainer.read_state(path, cpu)["history"]) == 1
-    path.write_bytes(b"damaged")
-    trainer.write_state(path, {"history": [{}] * 9})  # what is damaged does not take the place of what is whole
-    path.write_bytes(b"damaged again")
-    with pytest.warns(UserWarning, match="epoch 1"):
-        assert len(trainer.read_state(path, cpu)["history"]) == 1
-
-
-def test_a_state_of_another_model_is_an_error_and_not_a_damage(tmp_path):
-    optimizer = trainer.make_optimizer(torch.nn.Linear(2, 2), trainer.TrainConfig())
-    trainer.save_state(tmp_path / STATE, torch.nn.Linear(2, 2), optimizer, [], {})
-    with pytest.raises(ValueError, match="(?s)of another model or optimiser .*delete state.pt and"):
-        trainer.load_state(tmp_path / STATE, torch.nn.Linear(3, 2), optimizer, {})
 
 
 # ---- damaged runs
