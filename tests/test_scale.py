@@ -4,17 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from selfdetr import data, diversity, inference
-from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, test_windows, training_windows
+from selfdetr import data, diversity
+from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, training_windows
 from selfdetr.feedback import FeedbackConfig
-from selfdetr.inference import InferenceConfig, detect_dataset
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.speed import fuse
@@ -96,21 +94,6 @@ print(len(dataset.videos), sum(len(batch.features) for batch in taken) >= len(wi
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "2000 True\n", done.stderr
-
-
-def test_detection_in_many_recordings_holds_some_of_them(many, monkeypatch, peak_bytes):
-    monkeypatch.setattr(inference, "whole_recordings", partial(inference.whole_recordings, rows=2000))
-    torch.manual_seed(0)
-    model = SelfDETR(ModelConfig(**{**vars(TINY), "channels": 64, "queries": 60}))
-    dataset, peaks = load_dataset(many), []
-    for count in (50, 500):
-        windows = test_windows(dataset, length=300)
-        windows.video, windows.start, windows.valid = (x[:count] for x in (windows.video, windows.start, windows.valid))
-        detect = partial(detect_dataset, model, windows, InferenceConfig(window=300, most=1, batch=4))
-        peaks.append(peak_bytes(detect))
-    (few, found), (more, all_found) = peaks
-    assert all_found.video.nunique() == 10 * found.video.nunique() == 500
-    assert more - few < 60_000 * 40 / 4  # the raw detections of the others are 40 bytes each, 180 a window
 
 
 def recording(hours):
