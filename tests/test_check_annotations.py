@@ -17,16 +17,16 @@ def folder(tmp_path):
 
 ITEM = {"video": "a", "segment": [1, 2], "label": "run"}
 FOREIGN = {
-    "plain list": ([ITEM, ITEM], ["list of 2 entries", "video, segment, label", "selfdetr-data import"]),
+    "plain list": ([ITEM, ITEM], ["list of 2 entries", "video, segment, label", "selfdetr data import"]),
     "database as a list": ({"database": [ITEM]}, ['list under "database"', "write"]),
     "empty database": ({"database": {}}, ["without videos"]),
     "videos": ({"videos": {"a": {"subset": "training"}}}, ['under "videos"', '"database"']),
     "COCO": ({"images": [], "annotations": [], "categories": []}, ["COCO", "category"]),
     "captions": ({"v_a": {"duration": 3, "timestamps": [[0, 1]], "sentences": ["x"]}}, ["captions", "class"]),
-    "results": ({"version": "1", "results": {"a": []}}, ["detections", "selfdetr-eval"]),
+    "results": ({"version": "1", "results": {"a": []}}, ["detections", "selfdetr evaluate"]),
     "no database": (database(), ['without the "database"', "around"]),
     "MultiTHUMOS": ({"a": {"subset": "testing", "duration": 3, "actions": [[3, 1, 2]]}}, ["MultiTHUMOS", "class"]),
-    "lists by video": ({"a": [[1, 2, "run"]]}, ["list of segments", "selfdetr-data import"]),
+    "lists by video": ({"a": [[1, 2, "run"]]}, ["list of segments", "selfdetr data import"]),
 }
 
 
@@ -35,7 +35,7 @@ def test_other_layouts_are_recognised(folder, content, words):
     (folder / "annotations.json").write_text(json.dumps(content))
     findings = check_folder(folder)
     finding = of(findings, "annotation layout")
-    said = f"{finding.what} {finding.mend}"
+    said = f"{finding.problem} {finding.fix}"
     assert finding.severity == "error" and [word for word in words if word not in said] == [], said
 
 
@@ -48,8 +48,8 @@ def test_what_lies_beside_a_missing_annotation_file(folder):
     findings = check_folder(folder)
     items = {finding.item: finding for finding in findings.found if finding.kind == "annotations elsewhere"}
     assert set(items) == {"annotations/thumos14.json", "annotations/BasketballDunk_val.txt", "segments.tsv"}
-    assert '"annotations": "annotations/thumos14.json"' in items["annotations/thumos14.json"].mend
-    assert "import segments.tsv" in items["segments.tsv"].mend
+    assert '"annotations": "annotations/thumos14.json"' in items["annotations/thumos14.json"].fix
+    assert "import segments.tsv" in items["segments.tsv"].fix
     assert check_folder(folder, annotations="annotations/thumos14.json").ok
 
 
@@ -58,7 +58,7 @@ def test_names_listed_twice_are_all_named_and_the_rest_is_checked(folder):
     path.write_text(path.read_text().replace('"c": {', '"b": {').replace('"e": {', '"d": {'))
     findings = check_folder(folder)
     twice = findings.table[findings.table.kind == "listed twice"]
-    assert len(twice) == 2 and "test (1 videos" in findings.known["subsets found"]
+    assert len(twice) == 2 and "test (1 videos" in findings.facts["subsets found"]
 
 
 def test_odd_instances_are_warnings_with_their_video(folder):
@@ -69,14 +69,15 @@ def test_odd_instances_are_warnings_with_their_video(folder):
     found = {finding.kind: finding for finding in findings.found if finding.item == "video 'a'"}
     of_instances = {f"instance {kind}" for kind in ("clipped", "beyond", "duplicate", "ignored", "short")}
     assert set(found) == of_instances | {"near duplicates"}
-    assert findings.ok and "0.97" in found["near duplicates"].what and found["instance ignored"].severity == "note"
+    assert findings.ok and "0.97" in found["near duplicates"].problem and found["instance ignored"].severity == "note"
 
 
 def test_an_instance_of_no_length_is_a_warning(folder):
     edit(lambda d: d["a"]["annotations"].append(annotation("run", 0, 0)))(folder)
     findings = check_folder(folder)
     finding = of(findings, "instance no length")
-    assert findings.ok and (finding.severity, finding.item) == ("warning", "video 'a'") and "run 0-0 s" in finding.what
+    assert findings.ok and (finding.severity, finding.item) == ("warning", "video 'a'")
+    assert "run 0-0 s" in finding.problem
 
 
 @pytest.mark.parametrize("options, kept", [({}, COMPOSED), (dict(classes=["run", "jump", DECOMPOSED]), DECOMPOSED)])
@@ -86,7 +87,7 @@ def test_a_label_in_two_unicode_forms_is_one_class_and_a_note(folder, options, k
     findings = check_folder(folder, **options)
     assert set(findings.classes.index) == {"run", "jump", kept} and findings.classes.train[kept] == 2
     assert {"unknown label", "near spellings"} & kinds(findings) == set()
-    assert "'u\\u0308bung_1'" in of(findings, "other form").what and of(findings, "other form").severity == "note"
+    assert "'u\\u0308bung_1'" in of(findings, "other form").problem and of(findings, "other form").severity == "note"
     assert "instance duplicate" in kinds(findings)
 
 
@@ -99,14 +100,14 @@ def test_times_in_other_units_are_errors(folder, change, words):
 
     edit(spoil)(folder)
     finding = of(check_folder(folder), "units")
-    assert finding.severity == "error" and words in finding.what
+    assert finding.severity == "error" and words in finding.problem
 
 
 def test_labels(folder):
     more = {"a": "Run ", "d": "swim"}
     edit(lambda d: [d[name]["annotations"].append(annotation(label, 8, 9)) for name, label in more.items()])(folder)
     findings = check_folder(folder)
-    assert "'Run ' and 'run'" in of(findings, "near spellings").what
+    assert "'Run ' and 'run'" in of(findings, "near spellings").problem
     assert of(findings, "class without train instances").item == "class 'swim'"
     assert of(findings, "class without test instances").item == "class 'Run '"
     assert findings.classes.loc["run"].to_dict() == {"train": 4, "test": 1}
@@ -136,8 +137,8 @@ def test_many_and_long_names_and_many_near_duplicates_take_little_work(folder, m
 def test_subsets_that_match_nothing_list_those_found(folder):
     findings = check_folder(folder, train=["trainig", "dev"], test="test")
     cases = findings.table[findings.table.kind == "subsets"]
-    assert len(cases) == 2 and cases.what.str.contains("found: test, training").all()
-    assert "did you mean 'training'?" in cases.mend.iloc[0]
+    assert len(cases) == 2 and cases.problem.str.contains("found: test, training").all()
+    assert "did you mean 'training'?" in cases.fix.iloc[0]
 
 
 def test_a_subset_without_annotations_is_an_error(folder):
@@ -145,8 +146,8 @@ def test_a_subset_without_annotations_is_an_error(folder):
         edit(lambda d, names=names: [d[name].update(annotations=[]) for name in names])(folder)
         for options in ({}, dict(train="training", test="test")):
             finding = of(check_folder(folder, **options), "subsets")
-            assert finding.severity == "error" and f"subset {subset!r} has {len(names)} videos" in finding.what
-            assert f"name another for {split}" in finding.mend
+            assert finding.severity == "error" and f"subset {subset!r} has {len(names)} videos" in finding.problem
+            assert f"name another for {split}" in finding.fix
 
 
 def test_a_split_whose_instances_are_all_dropped(folder):

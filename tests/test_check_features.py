@@ -10,7 +10,7 @@ from checking import kinds, of, rename
 from test_data import COMPOSED, DECOMPOSED, SEVERAL, SPOILED, edit, save, write
 
 from selfdetr import data
-from selfdetr.check.features import Recording, check_lengths, explain_names
+from selfdetr.check.features import Measured, _check_lengths, _explain_names
 from selfdetr.check.annotations import places
 from selfdetr.check.findings import Findings
 from selfdetr.check.folder import check_folder
@@ -40,7 +40,7 @@ def test_names_that_differ_are_explained(folder, change, words):
     missing = findings.table[findings.table.kind == "missing features"]
     assert len(missing) == 5 and set(missing.severity) == {"error"} and "extra features" not in kinds(findings)
     first = missing.iloc[0]
-    said = f"{first.what} {first.mend}"
+    said = f"{first.problem} {first.fix}"
     assert [word for word in ["a.npy is not there", *words] if word not in said] == [], said
 
 
@@ -52,25 +52,25 @@ def test_a_file_in_another_unicode_form_is_a_note(folder, written, there):
     findings = check_folder(folder)
     assert findings.ok and not {"missing features", "extra features"} & kinds(findings)
     finding = of(findings, "other form")
-    assert finding.severity == "note" and ascii(written) in finding.what and ascii(f"{there}.npy") in finding.what
+    assert finding.severity == "note" and ascii(written) in finding.problem and ascii(f"{there}.npy") in finding.problem
     path.rename(path.with_stem(f"v_{there}"))
     (missing,) = [finding for finding in check_folder(folder).found if finding.kind == "missing features"]
-    assert f"v_{there}.npy is" in missing.what and '"prefix": "v_"' in missing.mend
+    assert f"v_{there}.npy is" in missing.problem and '"prefix": "v_"' in missing.fix
 
 
 def test_one_file_for_two_videos_is_an_error(folder):
     edit(lambda d: d.update({COMPOSED: d.pop("b"), DECOMPOSED: d.pop("c")}))(folder)
     save(np.ones((200, 6), np.float32), COMPOSED)(folder)
     finding = of(check_folder(folder), "feature file")
-    assert ascii(COMPOSED) in finding.what and ascii(DECOMPOSED) in finding.what and "one name" in finding.mend
+    assert ascii(COMPOSED) in finding.problem and ascii(DECOMPOSED) in finding.problem and "one name" in finding.fix
 
 
 def test_a_file_for_the_folder_of_features(folder):
     finding = of(check_folder(folder, features="features/a.npy"), "feature folder")
-    assert finding.what == "is a file" and '"features": "features"' in finding.mend
+    assert finding.problem == "is a file" and '"features": "features"' in finding.fix
 
 
-def test_the_mend_for_a_prefix_works(folder):
+def test_the_fix_for_a_prefix_works(folder):
     rename(folder, lambda path: path.with_name(f"v_{path.name}"))
     findings = check_folder(folder, prefix="v_")
     assert findings.ok and "missing features" not in kinds(findings)
@@ -95,21 +95,21 @@ def test_a_few_missing_and_extra_files(folder):
     (folder / "features" / "b.npy").rename(folder / "features" / "spare.npy")
     findings = check_folder(folder)
     assert findings.ok and of(findings, "missing features").severity == "warning"
-    assert "tried other endings" in of(findings, "missing features").what
+    assert "tried other endings" in of(findings, "missing features").problem
     assert of(findings, "extra features").item == "features/spare.npy"
 
 
 def test_short_names_do_not_match_everything():
     files = [Path(f"recording_{i}.npy") for i in range(40)]
     place = places(Path("x"), data.DEFAULTS)
-    assert explain_names(["1"], [*files, Path("other.npy")], place)["1"][0].name == "recording_1.npy"
-    assert explain_names([f"video_{i}" for i in range(40, 60)], files, place) == {}
+    assert _explain_names(["1"], [*files, Path("other.npy")], place)["1"][0].name == "recording_1.npy"
+    assert _explain_names([f"video_{i}" for i in range(40, 60)], files, place) == {}
 
 
 def test_another_feature_folder_is_named(folder):
     (folder / "features").rename(folder / "i3d_features")
     finding = of(check_folder(folder), "feature folder")
-    assert '"features": "i3d_features"' in finding.mend
+    assert '"features": "i3d_features"' in finding.fix
     assert check_folder(folder, features="i3d_features").ok
 
 
@@ -119,23 +119,23 @@ def test_features_are_checked_without_annotations(folder):
     assert {"annotation layout", "feature values"} <= kinds(check_folder(folder))
 
 
-def test_transposed_files_are_one_error_with_one_mend(folder):
+def test_transposed_files_are_one_error_with_one_fix(folder):
     for path in (folder / "features").iterdir():
         np.save(path, np.load(path).T)
     findings = check_folder(folder)
     assert {f.kind for f in findings.found if f.severity == "error"} == {"channels first"}
-    assert '"channels_first": true' in of(findings, "channels first").mend
+    assert '"channels_first": true' in of(findings, "channels first").fix
     assert check_folder(folder, channels_first=True).ok
     for path in (folder / "features").iterdir():
         np.save(path, np.load(path).T)
-    assert '"channels_first": false' in of(check_folder(folder, channels_first=True), "channels first").mend
+    assert '"channels_first": false' in of(check_folder(folder, channels_first=True), "channels first").fix
 
 
 def lengths(durations, steps, *grid):
     "The findings on recordings of these durations, with so many steps each."
     found, path = Findings("x"), Path("x.npy")
     rows = zip(durations, steps)
-    check_lengths({s: Recording(path, int(n), 8, s, TimeGrid(*grid)) for s, n in rows}, found, "features")
+    _check_lengths({s: Measured(path, int(n), 8, s, TimeGrid(*grid)) for s, n in rows}, found, "features")
     return found
 
 
@@ -156,7 +156,7 @@ def test_the_stride_or_rate_that_would_fit_is_named(wrong, right):
     durations = [40.0 + 33.3 * i for i in range(12)]
     finding = of(lengths(durations, [s * right[0] / right[1] for s in durations], *wrong), "time grid")
     expected = f"fps {right[0]} instead" if wrong[0] != right[0] else f"stride {right[1]} instead"
-    assert expected in finding.mend and finding.severity == ("warning" if wrong[0] == 25 else "error")
+    assert expected in finding.fix and finding.severity == ("warning" if wrong[0] == 25 else "error")
 
 
 RATES = [(12.5, 10, "10 fits better, so correct"), (10, 12.5, "10 fits better, so what is in use seems right")]
@@ -167,8 +167,8 @@ def test_frame_rates_that_differ_are_one_warning(folder, in_use, stated, words):
     write(folder, fps=in_use)
     edit(lambda d: [entry.update(fps=stated) for entry in d.values()])(folder)
     finding = of(check_folder(folder), "frame rates")
-    assert (finding.severity, finding.item) == ("warning", "dataset.json") and words in finding.mend
-    assert finding.what == f"fps is {in_use:g} in use, but {stated:g} as stated for 5 of 5 videos, such as 'a'"
+    assert (finding.severity, finding.item) == ("warning", "dataset.json") and words in finding.fix
+    assert finding.problem == f"fps is {in_use:g} in use, but {stated:g} as stated for 5 of 5 videos, such as 'a'"
     assert "frame rates" not in kinds(check_folder(folder, fps=stated)) | kinds(check_folder(folder, resize=32))
 
 
@@ -180,8 +180,8 @@ def test_the_message_about_a_file_of_several_arrays_is_whole(folder, kind, conte
     path = folder / "features" / f"b.{kind}"
     np.savez(path, **content) if kind == "npz" else torch.save(content, path)
     finding = of(check_folder(folder, feature_format=kind), "feature file")
-    assert [word for word in words if word not in finding.what] == [], finding.what
-    assert finding.mend.startswith("save one array of them, by np.save('b.npy', ") and finding.mend.endswith(")")
+    assert [word for word in words if word not in finding.problem] == [], finding.problem
+    assert finding.fix.startswith("save one array of them, by np.save('b.npy', ") and finding.fix.endswith(")")
 
 
 def test_memory_does_not_grow_with_the_recordings(folder):

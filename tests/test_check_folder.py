@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_data import SPOILED, annotation, edit, save, write
 
 from selfdetr import data
-from selfdetr.check.folder import check_folder, round_to_steps
+from selfdetr.check.folder import check_folder, _round_to_steps
 from selfdetr.data import DataError, TimeGrid, load_dataset
 
 
@@ -24,21 +24,21 @@ def test_a_clean_folder_has_no_finding(tiny_folder):
     findings = check_folder(tiny_folder, **SMALL)
     assert findings.ok and kinds(findings) == {"class without test instances"}, str(findings)  # action 1, indeed
     loaded = load_dataset(tiny_folder)
-    assert findings.known["channels"] == str(loaded.channels) and list(findings.classes.index) == list(loaded.classes)
+    assert findings.facts["channels"] == str(loaded.channels) and list(findings.classes.index) == list(loaded.classes)
     for split in ("train", "test"):
         assert findings.classes[split].sum() == len(loaded.ground_truth(split))
-        assert f"{len(loaded.split(split))} videos" in findings.known[split]
-    assert findings.known["train windows"].startswith(f"{len(data.training_windows(loaded, 64))},")
-    assert findings.known["test windows"].startswith(f"{len(data.test_windows(loaded, 64))},")
+        assert f"{len(loaded.split(split))} videos" in findings.facts[split]
+    assert findings.facts["train windows"].startswith(f"{len(data.training_windows(loaded, 64))},")
+    assert findings.facts["test windows"].startswith(f"{len(data.test_windows(loaded, 64))},")
 
 
 @pytest.mark.parametrize("spoil, words", SPOILED.values(), ids=SPOILED)
-def test_what_loading_refuses_is_an_error_with_its_mend(folder, spoil, words):
+def test_what_loading_refuses_is_an_error_with_its_fix(folder, spoil, words):
     spoil(folder)
     findings = check_folder(folder, **SMALL)
     errors = findings.table[findings.table.severity == "error"]
-    assert not findings.ok and (findings.table.mend.str.len() > 2).all()
-    said = " ".join(errors[["item", "what", "mend"]].to_numpy().ravel().tolist())
+    assert not findings.ok and (findings.table.fix.str.len() > 2).all()
+    said = " ".join(errors[["item", "problem", "fix"]].to_numpy().ravel().tolist())
     assert "\n" not in said and str(folder) not in said
     video = next((word for word in words if word.startswith("video ")), "")
     assert video in said or f"{video[7:-1]}.npy" in said, said
@@ -57,7 +57,7 @@ def test_an_unknown_protocol_is_an_error(folder):
     write(folder, protocol="thumos15")
     finding = of(check_folder(folder, **SMALL), "settings")
     assert (finding.severity, finding.item) == ("error", "dataset.json")
-    assert "'thumos15'" in finding.what and "thumos14-212" in finding.mend
+    assert "'thumos15'" in finding.problem and "thumos14-212" in finding.fix
     write(folder, protocol="thumos14-212")
     assert "settings" not in kinds(check_folder(folder, **SMALL))
 
@@ -117,7 +117,7 @@ def test_bad_usage_is_refused_at_once(folder):
         check_folder(folder, release="thumos")
     with pytest.raises(TypeError, match="'windows'.*stride"):
         check_folder(folder, windows=3)
-    with pytest.raises(DataError, match="keep is 0"):
+    with pytest.raises(ValueError, match="keep 0"):
         check_folder(folder, keep=0)
 
 
@@ -132,11 +132,11 @@ def test_lost_instances_are_those_of_the_windows(folder):
     loaded = load_dataset(folder)
     findings = check_folder(folder, window=96)
     lost = data.training_windows(loaded, 96).lost
-    assert lost > 0 and findings.known["train windows"].endswith(f"without {lost} of the instances")
+    assert lost > 0 and findings.facts["train windows"].endswith(f"without {lost} of the instances")
     cases = {finding.item: finding for finding in findings.found if finding.kind == "windows"}
     train = cases["train windows"]
-    assert f"{lost} of 7 train instances" in train.what and train.severity == "warning"
-    length = int(train.mend.split("window of ")[1].split()[0])
+    assert f"{lost} of 7 train instances" in train.problem and train.severity == "warning"
+    length = int(train.fix.split("window of ")[1].split()[0])
     held = data.training_windows(loaded, length).lost + data.test_windows(loaded, length).lost
     assert held <= 0.05 * 9
 
@@ -149,7 +149,7 @@ def test_no_training_window_at_all_is_an_error(folder):
 @given(start=st.floats(0, 500), steps=st.floats(0.01, 80))
 def test_rounding_to_steps_is_the_best_of_all_whole_steps(start, steps):
     segment = np.array([[start, start + steps]])
-    ((low, high),) = round_to_steps(segment)
+    ((low, high),) = _round_to_steps(segment)
     assert (low + 0.5) % 1 == 0 and (high + 0.5) % 1 == 0 and high > low
     assert abs(low - start) <= 1 and abs(high - start - steps) <= 1
 
@@ -157,8 +157,8 @@ def test_rounding_to_steps_is_the_best_of_all_whole_steps(start, steps):
 def test_short_instances(folder):
     edit(lambda d: d["a"]["annotations"].extend(annotation("run", 10 + i, 10.05 + i) for i in range(5)))(folder)
     finding = of(check_folder(folder, **SMALL), "resolution")
-    assert finding.severity == "warning" and "38.5 % of 13 instances are shorter than one step" in finding.what
-    assert "4 times as many" in finding.mend
+    assert finding.severity == "warning" and "38.5 % of 13 instances are shorter than one step" in finding.problem
+    assert "4 times as many" in finding.fix
 
 
 def thumos_layout(folder, names, turned):
@@ -189,13 +189,13 @@ def test_the_layout_of_thumos14(tmp_path, turned):
     findings = check_folder(folder, **options)
     usual = {"class without test instances", "class without train instances", "windows"}
     assert findings.ok and kinds(findings) <= usual, str(findings)
-    assert findings.known["channels"] == "2048" and findings.known["stride"] == "4"
+    assert findings.facts["channels"] == "2048" and findings.facts["stride"] == "4"
     loaded = load_dataset(folder, **options, in_memory=False)
     assert (len(loaded.split("train")), len(loaded.split("test")), loaded.channels) == (3, 2, 2048)
-    assert findings.known["train windows"].startswith(f"{len(data.training_windows(loaded))},")
+    assert findings.facts["train windows"].startswith(f"{len(data.training_windows(loaded))},")
     assert loaded.features(HANDFUL[0]).shape[0] == loaded.by_name[HANDFUL[0]].steps
     wrong = check_folder(folder, **options | {"channels_first": not turned})
-    assert '"channels_first": ' + json.dumps(turned) in of(wrong, "channels first").mend
+    assert '"channels_first": ' + json.dumps(turned) in of(wrong, "channels first").fix
 
 
 def activitynet_layout(folder, resized=None):
@@ -223,7 +223,7 @@ def test_the_layout_of_activitynet(tmp_path, resized):
     assert findings.ok and not findings.found, str(findings)
     loaded = load_dataset(folder, release="activitynet13")
     assert (len(loaded.split("train")), len(loaded.split("test"))) == (7, 4)
-    assert {video.steps for video in loaded.videos} == {192} and "testing (3 videos" in findings.known["subsets found"]
+    assert {video.steps for video in loaded.videos} == {192} and "testing (3 videos" in findings.facts["subsets found"]
 
 
 def test_activitynet_without_its_settings_is_explained(tmp_path):
@@ -231,7 +231,7 @@ def test_activitynet_without_its_settings_is_explained(tmp_path):
     findings = check_folder(folder)
     assert {"annotation file", "annotations elsewhere", "feature folder"} == kinds(findings)
     more = dict(annotations="activity_net.v1-3.min.json", features="i3d_features")
-    assert '"prefix": "v_"' in check_folder(folder, **more).table.query("kind == 'missing features'").mend.iloc[0]
+    assert '"prefix": "v_"' in check_folder(folder, **more).table.query("kind == 'missing features'").fix.iloc[0]
     more |= dict(prefix="v_", fps=25.0, stride=16, snippet=16)
-    assert '"resize": 100' in of(check_folder(folder, **more), "time grid").mend
+    assert '"resize": 100' in of(check_folder(folder, **more), "time grid").fix
     assert check_folder(folder, resize=100, window=100, **more).ok

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_data import annotation, database, save, write
 
 from selfdetr.check.folder import check_folder
-from selfdetr.check.tables import VIDEOS, draw_subsets, import_segments
+from selfdetr.check.tables import VIDEOS, _draw_subsets, import_segments
 from selfdetr.data import DataError, load_dataset
 
 
@@ -102,7 +102,7 @@ NAMES = "video,start,end,label"
     (NAMES, [], ["no rows"]),
     (NAMES, [("a", "", "", "")] + ROWS[2:], ["line 2", "no segment, no duration and no features"]),
     (NAMES, ROWS[:2], ["1 videos cannot be split"])])
-def test_bad_tables_are_refused_with_line_and_mend_and_nothing_is_written(tmp_path, header, rows, words):
+def test_bad_tables_are_refused_with_line_and_fix_and_nothing_is_written(tmp_path, header, rows, words):
     table = segments(tmp_path / "t.csv", header, rows)
     with pytest.raises(DataError) as caught:
         import_segments(table, tmp_path / "x")
@@ -342,7 +342,7 @@ def test_an_annotation_file_is_replaced_only_when_asked(tmp_path):
     seed=st.integers(0, 9),
 )
 def test_drawn_subsets_depend_on_names_and_seed_only(names, share, seed):
-    drawn = draw_subsets(sorted(names), share, seed)
-    assert drawn == draw_subsets(sorted(names, reverse=True), share, seed) and set(drawn) == names
+    drawn = _draw_subsets(sorted(names), share, seed)
+    assert drawn == _draw_subsets(sorted(names, reverse=True), share, seed) and set(drawn) == names
     tests = list(drawn.values()).count("test")
     assert 1 <= tests < len(names) and abs(tests - share * len(names)) <= 1

@@ -61,11 +61,11 @@ def parse_leniently(path: Path) -> tuple[Any, list[str]]:  # content, None where
 # %% ../../nbs/46_check_annotations.ipynb #149fa638
 WANTED = '{"database": {video: {"subset", "duration", "annotations": [{"label", "segment": [start, end]}]}}}'
 REWRITE = f"write {WANTED}, times in seconds"
-AS_CSV = f"{REWRITE}; or write a CSV of video,start,end,label and run: selfdetr-data import segments.csv FOLDER"
+AS_CSV = f"{REWRITE}; or write a CSV of video,start,end,label and run: selfdetr data import segments.csv FOLDER"
 
 
 def name_layout(content: Any) -> tuple[str, str] | None:
-    "Which layout the content of a foreign annotation file has, and how to mend it; None when it is none of these."
+    "Which layout the content of a foreign annotation file has, and how to fix it; None when it is none of these."
     if isinstance(content, list):
         keys = [key for entry in content[:1] if isinstance(entry, dict) for key in entry]
         return f"a plain list of {len(content)} entries" + f" with the keys {shorten(keys, 6)}" * bool(keys), AS_CSV
@@ -76,7 +76,7 @@ def name_layout(content: Any) -> tuple[str, str] | None:
     layouts = [
         (isinstance(content.get("database"), list), 'a list under "database"', REWRITE),
         ("database" in outer, 'a "database" without videos', REWRITE),
-        ("results" in outer, "results (detections)", "give the annotations; selfdetr-eval judges detections"),
+        ("results" in outer, "results (detections)", "give the annotations; selfdetr evaluate judges detections"),
         ({"annotations", "categories"} <= outer, "COCO style", f"name each category, divide frames by fps, {REWRITE}"),
         ("videos" in outer, 'entries under "videos"', f'call that part "database" if its entries fit, else {REWRITE}'),
         ({"timestamps", "sentences"} <= inner, "ActivityNet captions", f"give each a class, and {REWRITE}"),
@@ -84,7 +84,7 @@ def name_layout(content: Any) -> tuple[str, str] | None:
         (bool({"annotations", "subset"} & inner), 'videos without the "database" around them',
          'write {"database": ...} around it all'),
         (isinstance(first, list), "a list of segments for each video", AS_CSV)]
-    return next(((name, mend) for there, name, mend in layouts if there), None)
+    return next(((name, fix) for there, name, fix in layouts if there), None)
 
 # %% ../../nbs/46_check_annotations.ipynb #6772eaf6
 SEGMENT_LINE = re.compile(r"\s*\S+[ \t]+\d+(\.\d+)?[ \t]+\d+(\.\d+)?[ \t]*$", re.M)
@@ -93,18 +93,18 @@ SEGMENT_LINE = re.compile(r"\s*\S+[ \t]+\d+(\.\d+)?[ \t]+\d+(\.\d+)?[ \t]*$", re
 def look_around(folder: Path, missing: str, findings: Findings) -> None:
     "Say what might have been meant instead of a missing annotation file."
     for path in sorted([*folder.glob("*.*"), *folder.glob("*/*.*")]):
-        name, what, mend = path.relative_to(folder).as_posix(), "", ""
+        name, what, fix = path.relative_to(folder).as_posix(), "", ""
         with suppress(DataError):
             if path.suffix in (".csv", ".tsv"):
-                what, mend = "is a table", f"if it lists segments, run: selfdetr-data import {name} FOLDER"
+                what, fix = "is a table", f"if it lists segments, run: selfdetr data import {name} FOLDER"
             elif path.suffix == ".txt" and SEGMENT_LINE.match(read_text(path)):
                 what = 'has lines of "video start end", as the files of the THUMOS challenge, one for each class'
-                mend = "join them to a CSV of video,start,end,label and run: selfdetr-data import"
+                fix = "join them to a CSV of video,start,end,label and run: selfdetr data import"
             elif path.suffix == ".json" and isinstance(read_json(path).get("database"), dict):
                 what = "has the layout of an annotation file"
-                mend = f'write "annotations": "{name}" in {SETTINGS_FILE}, or rename it to {missing}'
+                fix = f'write "annotations": "{name}" in {SETTINGS_FILE}, or rename it to {missing}'
         if what:
-            findings.add("annotations elsewhere", name, what, mend=mend)
+            findings.add("annotations elsewhere", name, what, fix=fix)
 
 # %% ../../nbs/46_check_annotations.ipynb #14bba186
 def find_database(place: Places, findings: Findings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -116,11 +116,11 @@ def find_database(place: Places, findings: Findings) -> tuple[dict[str, Any], di
         refused, entries, stated = error, dict[str, Any](), dict[str, Any]()
     content, twice = parse_leniently(path)
     for name in twice:
-        findings.add("listed twice", item, f"{name} is listed twice", mend="keep one of the two")
+        findings.add("listed twice", item, f"{name} is listed twice", fix="keep one of the two")
     parts = content if isinstance(content, dict) else {}
     database, feature = (part if isinstance(part, dict) else {} for part in map(parts.get, ("database", "feature")))
     if not database and (layout := name_layout(content)):
-        findings.add("annotation layout", item, f"is {layout[0]}", mend=layout[1])
+        findings.add("annotation layout", item, f"is {layout[0]}", fix=layout[1])
     for name, entry in database.items():
         with findings.catch("video name", item, item):
             entries[video_name(name, item)] = entry
@@ -200,10 +200,10 @@ def check_units(entries: Mapping[str, Entry], findings: Findings, item: str) -> 
     ratio = np.median(last / duration)
     if ratio > 2:
         what = f"in most videos the last action ends at {ratio:.3g} times the duration, so not in seconds"
-        findings.add("units", item, what, mend="divide the times by the frame rate, or by 1000 if in milliseconds")
+        findings.add("units", item, what, fix="divide the times by the frame rate, or by 1000 if in milliseconds")
     if last.max() <= 1 < np.median(duration) / 5:
         what = "no action ends after the first second of its video: times are fractions of the videos"
-        findings.add("units", item, what, mend="multiply the times by the video's duration")
+        findings.add("units", item, what, fix="multiply the times by the video's duration")
 
 # %% ../../nbs/46_check_annotations.ipynb #e7e45eaf
 def near_duplicates(
@@ -243,10 +243,10 @@ def check_subsets(
         for name in [names] if isinstance(names, str) else (names or [])[:20]:
             near = similar_name(name.lower(), annotated)
             guess = f"did you mean {near!r}? " if near else ""
-            mend = f"{guess}name one of those found, in {split}= or {SETTINGS_FILE}"
+            fix = f"{guess}name one of those found, in {split}= or {SETTINGS_FILE}"
             what = f"no video is in subset {name!r}, named for {split} (found: {found})"
             if name.lower() not in annotated:
-                findings.add("subsets", item, what, mend=mend)
+                findings.add("subsets", item, what, fix=fix)
     if len(findings.found) == before:
         with findings.catch("subsets", item, item):
             raise refused
@@ -281,7 +281,7 @@ def check_labels(rows: pd.DataFrame, classes: Sequence[str] | None, findings: Fi
         with findings.catch("unknown label", f"label {label!r} ({times[label]})", item):
             label_index({first_video[label]: [(0.0, 1.0, label)]}, names, item)
     if len(unknown) > 20:
-        findings.add("unknown label", f"{len(unknown) - 20} more labels", "are unknown", mend="correct the classes")
+        findings.add("unknown label", f"{len(unknown) - 20} more labels", "are unknown", fix="correct the classes")
     for pair in near_spellings(names + unknown):
         findings.add("near spellings", item, *pair)
     counts = rows.groupby(["label", "split"]).size().unstack(fill_value=0)
