@@ -9,12 +9,10 @@ import torch
 from checking import kinds, of, rename
 from test_data import COMPOSED, DECOMPOSED, SEVERAL, SPOILED, edit, save, write
 
-from selfdetr import data
 from selfdetr.check.features import Measured, _check_lengths, _explain_names
-from selfdetr.check.annotations import places
 from selfdetr.check.findings import Findings
 from selfdetr.check.folder import check_folder
-from selfdetr.data import TimeGrid, load_dataset
+from selfdetr.data import FeatureFiles, TimeGrid, load_dataset
 
 
 @pytest.fixture
@@ -101,7 +99,7 @@ def test_a_few_missing_and_extra_files(folder):
 
 def test_short_names_do_not_match_everything():
     files = [Path(f"recording_{i}.npy") for i in range(40)]
-    place = places(Path("x"), data.DEFAULTS)
+    place = FeatureFiles(Path("x"))
     assert _explain_names(["1"], [*files, Path("other.npy")], place)["1"][0].name == "recording_1.npy"
     assert _explain_names([f"video_{i}" for i in range(40, 60)], files, place) == {}
 
@@ -133,7 +131,7 @@ def test_transposed_files_are_one_error_with_one_fix(folder):
 
 def lengths(durations, steps, *grid):
     "The findings on recordings of these durations, with so many steps each."
-    found, path = Findings("x"), Path("x.npy")
+    found, path = Findings(Path("x")), Path("x.npy")
     rows = zip(durations, steps)
     _check_lengths({s: Measured(path, int(n), 8, s, TimeGrid(*grid)) for s, n in rows}, found, "features")
     return found

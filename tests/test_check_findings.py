@@ -1,6 +1,7 @@
 """The list of findings: what it shows, and how messages are taken apart."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_groups_are_short_and_the_table_is_complete(folder):
 
 
 def test_severities_come_in_order_and_pipes_do_not_break_tables():
-    findings = Findings("x")
+    findings = Findings(Path("x"))
     for severity in ("note", "error", "warning"):
         findings.add(severity, "a|b", "what", severity=severity, fix="fix")
     assert findings.table.severity.tolist() == ["error", "warning", "note"]

@@ -45,7 +45,7 @@ def test_what_loading_refuses_is_an_error_with_its_fix(folder, spoil, words):
 
 
 @pytest.mark.parametrize("arguments", [
-    dict(train="dev"), dict(classes=["jump"]), dict(feature_format="npz"), dict(train="test"), dict(resize=0),
+    dict(train="dev"), dict(classes=["jump"]), dict(feature_format="npz"), dict(train="test"),
     dict(standardised=True, in_memory=False), dict(grid=TimeGrid(10), resize=50)])
 def test_arguments_that_loading_refuses_are_errors(folder, arguments):
     with pytest.raises(DataError):
@@ -115,8 +115,10 @@ def test_bad_usage_is_refused_at_once(folder):
         check_folder(folder / "nowhere")
     with pytest.raises(DataError, match="unknown release"):
         check_folder(folder, release="thumos")
-    with pytest.raises(TypeError, match="'windows'.*stride"):
+    with pytest.raises(DataError, match="'windows'.*stride"):
         check_folder(folder, windows=3)
+    with pytest.raises(DataError, match="resize is 0"):
+        check_folder(folder, resize=0)
     with pytest.raises(ValueError, match="keep 0"):
         check_folder(folder, keep=0)
 

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .annotations import Described, Entry, Places
 from .findings import Findings
-from ..data import (
-    READERS, DataError, Report, TimeGrid, check_channels, check_feature_folder, check_features,
-    compare_rates, excess, find_files, in_blocks, read_features, same_form, shown, stated_rates)
+from ..data.annotations import Annotations, Report
+from ..data.features import (
+    READERS, FeatureFiles, check_channels, check_feature_folder, check_features, find_files, in_blocks, read_features)
+from ..data.files import DataError, same_form, shown, trying
+from ..data.releases import compare_rates, excess, stated_rates
+from ..data.timegrid import TimeGrid
 
 # %% ../../nbs/47_check_features.ipynb #4a89c1ae
 def _affixes(names: Sequence[str], stems: Sequence[str]) -> list[tuple[str, str, bool]]:
@@ -48,46 +50,46 @@ def _guess_stems(names: Sequence[str], stems: Sequence[str], prefix: str) -> Ite
             yield {name: before + name for name in names}, f'write "prefix": "{before}" in dataset.json'
 
 # %% ../../nbs/47_check_features.ipynb #0da7b4e2
-def _explain_names(names: Sequence[str], files: Sequence[Path], place: Places) -> dict[str, tuple[Path, str]]:
+def _explain_names(names: Sequence[str], spare: Sequence[Path], files: FeatureFiles) -> dict[str, tuple[Path, str]]:
     "Of videos without a feature file and files without a video: name -> the file that is probably meant, the fix."
-    stems, meant = {same_form(path.stem): path for path in files}, dict[str, tuple[Path, str]]()
+    stems, meant = {same_form(path.stem): path for path in spare}, dict[str, tuple[Path, str]]()
     forms = {name: same_form(name) for name in names}
-    for guess, fix in _guess_stems(list(forms.values()), list(stems), place.files.prefix):
+    for guess, fix in _guess_stems(list(forms.values()), list(stems), files.prefix):
         for name in (name for name in names if name not in meant and guess.get(forms[name]) in stems):
             path = stems[guess[forms[name]]]
             ending = path.suffix[1:]
             change = f'write "feature_format": "{ending}"' if ending in READERS else "save each array with numpy.save"
-            parts = [fix, change if ending != place.files.feature_format else ""]
+            parts = [fix, change if ending != files.feature_format else ""]
             meant[name] = path, "; ".join(filter(None, parts))
     return meant
 
 # %% ../../nbs/47_check_features.ipynb #69c36e78
-def _other_folders(place: Places) -> list[str]:
-    "Settings that name a folder in which there are files of features."
-    there = {path.parent.name: path.suffix[1:] for path in sorted(place.folder.glob("*/*.*"))}
+def _other_folders(folder: Path) -> list[str]:
+    "Settings that name a folder of a data set in which there are files of features."
+    there = {path.parent.name: path.suffix[1:] for path in sorted(folder.glob("*/*.*"))}
     return [f'write "features": "{name}" in dataset.json' for name, kind in there.items() if kind in READERS]
 
 # %% ../../nbs/47_check_features.ipynb #1d000104
 def _check_names(
-    splits: Mapping[str, str], entries: Mapping[str, Entry], place: Places, findings: Findings
+    annotations: Annotations, files: FeatureFiles, findings: Findings
 ) -> dict[str, Path]:  # the videos with a file, under the right name or under another
-    "Which of the videos that are used have features, and what became of the others; `splits` has \"\" where unclear."
-    folder, report = place.files.folder, Report()
+    "Which of the videos that are used have features, and what became of the others."
+    folder, report, splits = files.folder, Report(), {video.name: video.split for video in annotations.videos}
     try:
         check_feature_folder(folder)
     except DataError as error:
-        message = "; or ".join([str(error).removeprefix(f"{folder}: "), *_other_folders(place)])
-        findings.add("feature folder", place.short(folder), message)
+        message = "; or ".join([str(error).removeprefix(f"{folder}: "), *_other_folders(findings.folder)])
+        findings.add("feature folder", findings.short(folder), message)
         return {}
-    with findings.catch("feature file", place.short(folder), str(folder)):
-        find_files(place.files, splits, report)
+    with trying(findings.take, "feature file", str(folder)):
+        find_files(files, splits, report)
     for case in report.get("other form", []):
-        findings.add("other form", place.short(folder), case)
-    wanted = {name: place.files.path(name) for name in entries}
+        findings.add("other form", findings.short(folder), case)
+    wanted = {name: files.path(name) for name in annotations.entries}
     here = {name: wanted[name] for name in splits if wanted[name].exists()}
     missing, known = [name for name in splits if name not in here], set(wanted.values())
     spare = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "." and path not in known]
-    meant, filled = _explain_names(missing, spare, place), {splits[name] for name in here}
+    meant, filled = _explain_names(missing, spare, files), {splits[name] for name in here}
     for name in missing:
         path, fix = meant.get(name, (None, ""))
         more = f", but {path.name} is" if path else " (tried other endings, other case, additions to either name)"
@@ -95,24 +97,27 @@ def _check_names(
         findings.add("missing features", f"video {name!r}", wanted[name].name, more, severity=severity, fix=fix)
     taken = {path for path, _ in meant.values()}
     for path in (path for path in spare if path not in taken):
-        findings.add("extra features", place.short(path))
+        findings.add("extra features", findings.short(path))
     return here | {name: path for name, (path, _) in meant.items() if path.suffix[1:] in READERS}
 
 # %% ../../nbs/47_check_features.ipynb #a27c1fc6
-def _check_file(path: Path, place: Places, findings: Findings) -> tuple[int, int] | None:
+def _check_file(path: Path, channels_first: bool, findings: Findings) -> tuple[int, int] | None:
     "Open one file of features and look through it; its steps and channels, None where it cannot be read."
-    item = place.short(path)
-    with findings.catch("feature file", item, f"{path}: video {shown(path.stem)}"):
-        features = read_features(path, place.files.channels_first)
-        with findings.catch("feature values", item, item):
-            check_features(features, item)
-            if not any(block.any() for block in in_blocks(features)):
-                findings.add("all zero", item)
-        if features.dtype.kind in "fiu" and features.size:
-            if len(features) == 1:
-                findings.add("one step", item)
-            return features.shape
-    return None
+    item, where = findings.short(path), f"{path}: video {shown(path.stem)}"
+    try:
+        features = read_features(path, channels_first)
+    except DataError as error:
+        findings.take("feature file", where, error, item)
+        return None
+    with trying(findings.take, "feature values", item):
+        check_features(features, item)
+        if not any(block.any() for block in in_blocks(features)):
+            findings.add("all zero", item)
+    if features.dtype.kind not in "fiu" or not features.size:
+        return None
+    if len(features) == 1:
+        findings.add("one step", item)
+    return features.shape
 
 # %% ../../nbs/47_check_features.ipynb #2ca225a5
 class Measured(NamedTuple):
@@ -150,20 +155,20 @@ def _all_turned(recordings: Mapping[str, Measured]) -> bool:
 
 # %% ../../nbs/47_check_features.ipynb #5c64f1b8
 def _check_channels(
-    recordings: Mapping[str, Measured], dim: float | None, place: Places, findings: Findings
+    recordings: Mapping[str, Measured], dim: float | None, findings: Findings
 ) -> dict[str, Measured]:  # transposed where a file seems to be
     "One number of channels for all, the one that the annotation file states; each file that differs is a finding."
     counts, corrected = Counter(each.channels for each in recordings.values()), dict(recordings)
     expected = int(dim) if dim is not None else max(counts, key=counts.__getitem__, default=0)
     for name, each in recordings.items():
-        item = place.short(each.path)
+        item = findings.short(each.path)
         if each.steps == expected != each.channels:
             corrected[name] = each.turned
             fix = f"save it as ({each.channels} steps, {each.steps} channels)"
             found = f"has {each.steps} rows and {each.channels} columns: it looks transposed; {fix}"
             findings.add("channels", item, found)
         elif each.channels != expected:
-            with findings.catch("channels", item, item):
+            with trying(findings.take, "channels", item):
                 check_channels({"": expected, item: each.channels}, dim, str)
     return corrected
 
@@ -199,28 +204,26 @@ def _check_lengths(recordings: Mapping[str, Measured], findings: Findings, item:
 
 # %% ../../nbs/47_check_features.ipynb #1d000106
 def _check_rates(
-    described: Described, grids: Mapping[str, TimeGrid], recordings: Mapping[str, Measured], findings: Findings
+    annotations: Annotations, grids: Mapping[str, TimeGrid], recordings: Mapping[str, Measured], findings: Findings
 ) -> None:
     "Whether videos state another frame rate than the one in use, and which fits the features' length."
-    known = [video for video in described.videos if video.name in grids and video.name in recordings]
-    if stated := stated_rates(known, grids, described.feature):
+    known = [video for video in annotations.videos if video.name in grids and video.name in recordings]
+    if stated := stated_rates(known, grids, annotations.feature):
         steps = {name: each.steps for name, each in recordings.items()}
         findings.add("frame rates", "dataset.json", compare_rates(known, grids, steps, stated))
 
 # %% ../../nbs/47_check_features.ipynb #b0d84d7c
 def check_all_features(
-    place: Places, described: Described, grids: Mapping[str, TimeGrid], findings: Findings
+    files: FeatureFiles, annotations: Annotations, grids: Mapping[str, TimeGrid], findings: Findings
 ) -> dict[str, Measured]:
     "Names, values, channels and lengths of all files of features; the lengths only where there are grids."
-    durations = {video.name: video.duration for video in described.videos}
-    splits = {video.name: video.split for video in described.videos}
-    files, item = place.files, place.short(place.files.folder)
-    if splits or not files.folder.is_dir():
-        paths = _check_names(splits, described.entries, place, findings)
+    durations, item = {video.name: video.duration for video in annotations.videos}, findings.short(files.folder)
+    if durations or not files.folder.is_dir():
+        paths = _check_names(annotations, files, findings)
     else:  # without annotations every file is looked at
         every = sorted(files.folder.glob(f"{files.prefix}*.{files.feature_format}"))
         paths = {path.stem.removeprefix(files.prefix): path for path in every}
-    shapes = {name: _check_file(path, place, findings) for name, path in paths.items()}
+    shapes = {name: _check_file(path, files.channels_first, findings) for name, path in paths.items()}
     recordings = {name: Measured(paths[name], *shape, durations.get(name, math.inf), grids.get(name))
                   for name, shape in shapes.items() if shape is not None}
     if _all_turned(recordings):
@@ -228,7 +231,7 @@ def check_all_features(
         found = f"all {len(recordings)} files have as many rows and differ in their columns: they hold {order}"
         findings.add("channels first", item, f'{found}; write "channels_first": {fix} in dataset.json')
         recordings = {name: each.turned for name, each in recordings.items()}
-    recordings = _check_channels(recordings, described.feature.get("dim"), place, findings)
+    recordings = _check_channels(recordings, annotations.feature.get("dim"), findings)
     _check_lengths(recordings, findings, item)
-    _check_rates(described, grids, recordings, findings)
+    _check_rates(annotations, grids, recordings, findings)
     return recordings

@@ -8,15 +8,15 @@ __all__ = ['SEVERITIES', 'FINDING_KINDS', 'Finding', 'shorten', 'Findings']
 # %% ../../nbs/45_findings.ipynb #0779d10f
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..data import DataError, brief
+from ..data.files import DataError, brief
 from ..evaluation import markdown_table
 
 # %% ../../nbs/45_findings.ipynb #bc66192e
@@ -81,7 +81,7 @@ def _split_message(text: str) -> tuple[str, str]:
 @dataclass(eq=False, repr=False)
 class Findings:
     "What is wrong with a data set, and what of it would be used."
-    name: str  # of the folder
+    folder: Path  # of the data set
     found: list[Finding] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)  # what would be used
     classes: pd.DataFrame = field(default_factory=pd.DataFrame)  # instances by class and split
@@ -94,13 +94,14 @@ class Findings:
             problem, told = _split_message(problem)
         self.found.append(Finding(severity or usual, kind, item, problem, fix or told or advice))
 
-    @contextmanager
-    def catch(self, kind: str, item: str, where: str = "") -> Iterator[None]:
-        "Add the error of a reader, whose message begins with `where`."
-        try:
-            yield
-        except DataError as error:
-            self.add(kind, item, str(error).removeprefix(where).lstrip(": "))
+    def take(self, kind: str, where: str, error: DataError, item: str = "") -> None:
+        "Add the error of a reader, whose message begins with `where`: a file, perhaps with a part of it; a `Problem`."
+        file, _, part = where.removeprefix(str(self.folder)).lstrip("/").partition(": ")
+        self.add(kind, item or part or file, str(error).removeprefix(where).lstrip(": "))
+
+    def short(self, path: Path) -> str:
+        "A path inside the folder, for people."
+        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else path.name
 
     @property
     def ok(self) -> bool:
@@ -119,12 +120,13 @@ class Findings:
         "Whether the folder can be used, and how many findings there are."
         counts = Counter(finding.severity for finding in self.found)
         parts = ", ".join(f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES if counts[s])
-        return f"{self.name}: {'can' if self.ok else 'cannot'} be trained on ({parts or 'nothing found'})"
+        can = "can" if self.ok else "cannot"
+        return f"{self.folder.resolve().name}: {can} be trained on ({parts or 'nothing found'})"
 
     def to_dict(self) -> dict[str, Any]:
         "Everything as plain values, for JSON."
-        findings, classes = [finding._asdict() for finding in self.found], self.classes.T.to_dict()
-        return {"folder": self.name, "ok": self.ok, "findings": findings, "facts": self.facts, "classes": classes}
+        return {"folder": self.folder.resolve().name, "ok": self.ok, "facts": self.facts,
+                "findings": [finding._asdict() for finding in self.found], "classes": self.classes.T.to_dict()}
 
     def __repr__(self) -> str:
         return _as_text(self)

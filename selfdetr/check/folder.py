@@ -6,53 +6,27 @@
 __all__ = ['check_folder', 'files_of']
 
 # %% ../../nbs/48_check_folder.ipynb #6ff0bf36
-import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .annotations import (
-    SETTINGS_FILE, Described, Places, check_annotations, parse_leniently, places)
+from .annotations import check_annotations
 from .features import Measured, check_all_features
 from .findings import Findings
-from ..data import (
-    DEFAULTS, RELEASES, SETTINGS, DataError, Dataset, TimeGrid, WindowConfig, Windows, all_settings, grid_for, one_of,
-    place_videos, read_settings, shown, test_windows, training_windows, write_whole)
+from ..data.annotations import Annotations, subset_key
+from ..data.dataset import Dataset, place_videos
+from ..data.features import FeatureFiles, feature_files
+from ..data.files import DataError, in_form_there, one_of, shown, trying
+from ..data.releases import Settings, all_settings, grid_for
+from ..data.timegrid import TimeGrid
+from ..data.windows import WindowConfig, Windows, test_windows, training_windows
 from ..evaluation import PROTOCOLS
 from ..segments import elementwise_iou
-
-# %% ../../nbs/48_check_folder.ipynb #b7d2f0e6
-def _settings_in_use(folder: Path, release: str | None, given: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
-    """The settings that hold, as far as they can be used; what is `given`, and not None, goes before dataset.json.
-
-    `DataError` where there is no such folder or release.
-    """
-    try:
-        return all_settings(folder, release, **given)
-    except DataError as error:
-        if not folder.is_dir() or release not in (None, *RELEASES):
-            raise
-        refused, before, usable = error, len(findings.found), dict[str, Any]()
-    content = parse_leniently(folder / SETTINGS_FILE)[0]
-    with tempfile.TemporaryDirectory() as name:
-        for key, value in islice(content.items(), 100) if isinstance(content, dict) else ():
-            alone = write_whole(Path(name) / SETTINGS_FILE, json.dumps({key: value}))
-            with findings.catch("settings", SETTINGS_FILE, str(alone)):
-                usable |= read_settings(alone.parent)
-    usable |= {key: value for key, value in given.items() if value is not None}
-    if usable.get("resize", 1) < 1:
-        findings.add("settings", SETTINGS_FILE, f"resize is {usable.pop('resize')}; give a number of steps")
-    if len(findings.found) == before:
-        with findings.catch("settings", SETTINGS_FILE, str(folder / SETTINGS_FILE)):
-            raise refused
-    return DEFAULTS | RELEASES.get(str(release), {}) | usable
 
 # %% ../../nbs/48_check_folder.ipynb #f06a7e4d
 def _spread(values: Sequence[float] | np.ndarray, unit: str = "") -> str:
@@ -150,39 +124,40 @@ def _check_resolution(instances: pd.DataFrame, findings: Findings) -> None:
         findings.add("resolution", "instances", one, len(instances), two, fix=fix, severity=severity)
 
 # %% ../../nbs/48_check_folder.ipynb #7a7382e4
-def _check_use(folder: Path, settings: Mapping[str, Any], standardised: bool, findings: Findings) -> None:
+def _check_use(folder: Path, settings: Settings, standardised: bool, findings: Findings) -> None:
     "Files and options that a training would miss."
-    scores, protocol = settings.get("video_scores"), settings.get("protocol")
+    scores, protocol = settings.video_scores, settings.protocol
     if scores and not (folder / scores).is_file():
-        findings.add("video scores", str(scores), "no such file; put it there, or correct video_scores")
+        findings.add("video scores", scores, "no such file; put it there, or correct video_scores")
     if protocol not in (None, *PROTOCOLS):
         advice = one_of(str(protocol), PROTOCOLS)
         findings.add("settings", "dataset.json", f"unknown protocol {shown(protocol)}; {advice}")
-    mapped, packed = not settings["in_memory"], settings["feature_format"]
-    if mapped and packed != "npy" and not settings.get("resize"):
-        found = f"in_memory is false, and every window unpacks its whole .{packed} file"
+    if not settings.in_memory and settings.feature_format != "npy" and not settings.resize:
+        found = f"in_memory is false, and every window unpacks its whole .{settings.feature_format} file"
         findings.add("settings", "dataset.json", f"{found}; save them with np.save, as .npy", severity="warning")
-    if standardised and mapped:
-        what = "mapped features cannot be standardised"
-        findings.add("settings", "standardised", what, fix="set in_memory to true")
+    if standardised and not settings.in_memory:
+        findings.add("settings", "standardised", "mapped features cannot be standardised; set in_memory to true")
 
 # %% ../../nbs/48_check_folder.ipynb #9318d33a
-def _annotation_facts(described: Described, place: Places, recordings: Mapping[str, Measured]) -> dict[str, str]:
+def _annotation_facts(
+    annotations: Annotations, path: Path, files: FeatureFiles, recordings: Mapping[str, Measured], findings: Findings
+) -> dict[str, str]:
     "Files, subsets, videos, classes, channels and sizes."
-    files, subsets = place.files, dict[str, list[int]]()
-    for entry in described.entries.values():
-        subsets.setdefault(entry.subset or "no subset", []).append(len(entry.annotations))
+    subsets = dict[str, list[int]]()
+    for entry in annotations.entries.values():
+        subset = subset_key(entry.subset) if entry.subset else "no subset"
+        subsets.setdefault(subset, []).append(len(entry.annotations))
     found = [f"{s} ({len(counts)} videos, {sum(counts)} annotations)" for s, counts in sorted(subsets.items())]
-    facts = {"annotation file": place.short(place.annotations), "feature files": place.short(files.path("{video}")),
+    facts = {"annotation file": findings.short(path), "feature files": findings.short(files.path("{video}")),
              "subsets found": ", ".join(found)}
     for split in ("train", "test"):
-        mine = [video for video in described.videos if video.split == split]
-        names = ", ".join(subset for subset, which in described.splits.items() if which == split)
-        there = sum(v.name in recordings and recordings[v.name].path == files.path(v.name) for v in mine)
-        instances = sum(len(video.labels) for video in mine)
-        share = f"{len(mine)} videos, {there} with usable features, {instances} instances"
+        videos = annotations.split(split)
+        names = ", ".join(subset for subset, which in annotations.splits.items() if which == split)
+        there = sum(v.name in recordings and recordings[v.name].path == files.path(v.name) for v in videos)
+        instances = sum(len(video.labels) for video in videos)
+        share = f"{len(videos)} videos, {there} with usable features, {instances} instances"
         facts[split] = f"{names}: {share}" if names else "unclear"
-    facts["classes"] = str(len(described.classes))
+    facts["classes"] = str(len(annotations.classes))
     if recordings:
         disk = sum(each.path.stat().st_size for each in recordings.values())
         values = sum(each.steps * each.channels for each in recordings.values())
@@ -206,28 +181,26 @@ def check_folder(
 ) -> Findings:
     """Everything that is wrong or odd about a folder, and what would be used of it; reads only.
 
-    `DataError` where there is no such folder or release; TypeError for an unknown option; ValueError for odd windows.
+    `DataError` where there is no such folder or release, or no such option; ValueError for windows that cannot be cut.
     """
-    unknown = sorted(set(options) - set(SETTINGS))
-    if unknown:
-        raise TypeError(f"check_folder has no option {unknown[0]!r}; the others are {', '.join(SETTINGS)}")
     folder, cut = Path(folder), WindowConfig(window, overlap, keep=keep)
-    findings = Findings(folder.resolve().name)
-    settings = _settings_in_use(folder, release, options, findings)
-    place, resize = places(folder, settings), settings.get("resize")
-    described = check_annotations(place, settings, {"train": train, "test": test}, findings)
+    findings = Findings(folder)
+    settings = all_settings(folder, release, findings.take, **options)
+    files, resize = feature_files(folder, settings), settings.resize
+    annotations = check_annotations(folder, settings, train, test, findings)
     grids: dict[str, TimeGrid] = {}
-    for video in (video for video in described.videos if math.isfinite(video.duration)):
-        with findings.catch("time grid", f"video {video.name!r}", f"{folder}: video {shown(video.name)}"):
-            grids[video.name] = grid_for(video, settings, described.feature, folder, grid)
-    recordings = check_all_features(place, described, {} if resize else grids, findings)
-    findings.facts |= _annotation_facts(described, place, recordings)
+    for video in (video for video in annotations.videos if math.isfinite(video.duration)):
+        with trying(findings.take, "time grid", f"{folder}: video {shown(video.name)}"):
+            grids[video.name] = grid_for(video, settings, annotations.feature, folder, grid)
+    recordings = check_all_features(files, annotations, {} if resize else grids, findings)
+    path = in_form_there(folder / settings.annotations)
+    findings.facts |= _annotation_facts(annotations, path, files, recordings, findings)
     _check_use(folder, settings, standardised, findings)
-    videos = [video for video in described.videos if video.name in recordings and video.name in grids]
+    videos = [video for video in annotations.videos if video.name in recordings and video.name in grids]
     if videos:
         sizes = {name: (resize or each.steps, each.channels) for name, each in recordings.items()}
         placed = place_videos(videos, grids, sizes, {})
-        dataset = Dataset(folder, tuple(described.classes), placed, next(iter(sizes.values()))[1], None)
+        dataset = Dataset(folder, annotations.classes, placed, next(iter(sizes.values()))[1], None)
         _check_windows(dataset, cut, findings)
         if len(instances := _instance_table(dataset)):
             _check_resolution(instances, findings)
@@ -237,7 +210,7 @@ def check_folder(
 def files_of(folder: Path) -> list[Path]:
     "What a data set consists of, as far as its settings can be read: a report must replace none of it."
     try:
-        place = places(folder, all_settings(folder))
+        settings = all_settings(folder)
     except DataError:
         return [folder]
-    return [folder / SETTINGS_FILE, place.annotations, place.files.folder]
+    return [in_form_there(folder / part) for part in ("dataset.json", settings.annotations, settings.features)]

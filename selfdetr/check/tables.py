@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .annotations import Places, places
 from .findings import shorten
-from ..command import check_output, parse_rate, parse_time
-from ..data import (
-    DEFAULTS, READERS, AnnotatedVideo, DataError, all_settings, class_name, end_of, grid_for, parse_entry,
-    parse_instance, read_text, regular_file, shown, video_name, write_whole)
+from ..data.annotations import AnnotatedVideo, parse_entry, parse_instance
+from ..data.config import class_name
+from ..data.features import READERS, FeatureFiles, feature_files
+from ..data.files import (
+    DataError, check_output, in_form_there, read_text, regular_file, shown, video_name, write_whole)
+from ..data.releases import Settings, all_settings, grid_for
+from ..data.timegrid import end_of, parse_rate, parse_time
 
 # %% ../../nbs/49_import.ipynb #e747f9df
 ROLES = {  # role of a column -> what it is usually called, with _ for all that is no letter
@@ -330,15 +332,15 @@ def _subsets_of(
 _LAST, _FEATURES = "the last segment", "the features"
 
 
-def _covered(video: str, place: Places, settings: Mapping[str, Any], fps: float | None) -> float | None:
+def _covered(video: str, files: FeatureFiles, settings: Settings, fps: float | None) -> float | None:
     "Seconds that the features of a video cover; None without features or a known time grid."
-    if not place.files.path(video).exists() or settings.get("resize"):
+    if not files.path(video).exists() or settings.resize:
         return None
     try:
-        grid = grid_for(AnnotatedVideo(video, "", 0.0, fps, np.zeros((0, 2)), np.zeros(0)), settings, {}, place.folder)
+        grid = grid_for(AnnotatedVideo(video, "", 0.0, fps, np.zeros((0, 2)), np.zeros(0)), settings, {}, files.folder)
     except DataError:
         return None
-    return end_of(grid, len(place.files.read(video)))
+    return end_of(grid, len(files.read(video)))
 
 
 def _duration_of(told: Mapping[str, Any], covered: Callable[[], float | None]) -> tuple[float | None, str]:
@@ -378,27 +380,27 @@ def import_segments(
     """
     fps = None if fps is None else parse_rate(str(fps))
     folder = Path(folder)
-    settings = all_settings(folder) if folder.is_dir() else DEFAULTS
-    place = places(folder, settings)
-    check_output(place.annotations)
-    if place.annotations.exists() and not force:
-        raise DataError(f"{place.annotations}: exists; choose another folder, or force=True (--force) to replace it")
+    settings = all_settings(folder) if folder.is_dir() else Settings()
+    path, files = in_form_there(folder / settings.annotations), feature_files(folder, settings)
+    check_output(path)
+    if path.exists() and not force:
+        raise DataError(f"{path}: exists; choose another folder, or force=True (--force) to replace it")
     segments, notes = _read_segments(csv_path, fps, columns, ignore)
     videos = _join_rows(segments, csv_path)
     subsets, how = _subsets_of(videos, csv_path, test_share, seed)
     database, sources, rate = dict[str, dict[str, Any]](), Counter[str](), {} if fps is None else {"fps": fps}
     for video, told in videos.items():
         where = f"{csv_path}, line {told['line']}: video {shown(video)}"
-        duration, source = _duration_of(told, partial(_covered, video, place, settings, fps))
+        duration, source = _duration_of(told, partial(_covered, video, files, settings, fps))
         if duration is None:
             raise DataError(f"{where} has no segment, no duration and no features; write its duration")
         sources[source] += 1
         database[video] = {"subset": subsets[video], "duration": duration, **rate, "annotations": told["annotations"]}
         parse_entry(database[video], where)
-    write_whole(place.annotations, json.dumps({"database": database}, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps({"database": database}, indent=1, ensure_ascii=False) + "\n")
     notes += [*_note_files(videos), how, *(f"durations from {source}: {n} videos" for source, n in sources.items())]
     if sources[_FEATURES]:
         notes.append("warning: these durations agree with any stride and fps; a column duration shows a wrong one")
     if sources[_LAST]:
         notes.append("warning: if recordings go on after their last segment, write a column duration")
-    return Imported(place.annotations, len(videos), sum(len(e["annotations"]) for e in database.values()), notes)
+    return Imported(path, len(videos), sum(len(e["annotations"]) for e in database.values()), notes)
