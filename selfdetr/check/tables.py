@@ -15,9 +15,8 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -127,25 +126,22 @@ class SegmentRow(NamedTuple):
         return start, end
 
 # %% ../../nbs/49_import.ipynb #5b1d07c2
-def _time_of(values: Mapping[str, str], role: str, fps: float | None = None) -> float:
-    "The time in one column of a row, in seconds. `DataError` begins with the column."
-    try:
-        return parse_time(values[role], fps)
-    except DataError as error:
-        raise DataError(f"{role}: {error}") from None
-
-
 def _parse_row(cells: Sequence[str], columns: Mapping[str, int], fps: float | None, line: int) -> SegmentRow:
     "One row, of columns as `_find_columns` found them. `DataError` without the place, which the caller knows."
     values = {role: cells[i].strip() for role, i in columns.items()}
-    path = PurePosixPath(values["video"].replace("\\", "/"))
+
+    def time(role: str, fps: float | None = None) -> float:
+        try:
+            return parse_time(values[role], fps)
+        except DataError as error:
+            raise DataError(f"{role}: {error}") from None
+
+    path, item = PurePosixPath(values["video"].replace("\\", "/")), None
     video = video_name(path.stem if path.suffix.lower() in _MEDIA else path.name, "")
     subset = class_name(values["subset"], "", "subset") if "subset" in values else None
-    duration = _time_of(values, "duration") if values.get("duration") else None
-    item = None
+    duration = time("duration") if values.get("duration") else None
     if any(values[role] for role in ("start", "end", "label")):
-        times = [_time_of(values, role, fps) for role in ("start", "end")]
-        item = {"label": values["label"], "segment": [round(time, 6) for time in times]}
+        item = {"label": values["label"], "segment": [round(time(role, fps), 6) for role in ("start", "end")]}
         parse_instance(item, "")
     return SegmentRow(line, values["video"], video, item, subset, duration)
 
@@ -154,30 +150,23 @@ _FIRST_BYTES = {b"\xd0\xcf\x11\xe0": "an Excel workbook", b"PK\x03\x04": "a zip 
                b"\x1f\x8b": "a gzip file", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text"}
 
 
-def _binary_kind(head: bytes) -> str:  # "" for text
-    "What a file is that begins with `head` and is no table of text."
-    if kind := next((kind for first, kind in _FIRST_BYTES.items() if head.startswith(first)), ""):
-        return kind
-    fewer, more = sorted([head[::2].count(0), head[1::2].count(0)])  # in UTF-16, every other byte of most letters is 0
-    return "UTF-16 text" if not fewer and more > len(head) / 4 else "no table of text" if more else ""
-
-
-def _refuse_other_formats(path: str | Path) -> None:
+def _refuse_other_formats(path: Path) -> None:
     "`DataError` for a file of a spreadsheet program that is no table of text."
-    path = regular_file(path)
+    head = b""
     with suppress(OSError), path.open("rb") as file:  # what cannot be read is refused by `read_text`
         head = file.read(1024)
-        kind = _binary_kind(head)
-        if head.startswith(b"PK") and path.suffix.lower().startswith(".xls"):
-            kind = "an Excel workbook"
-        if kind:
-            fix = "unpack it" if kind == "a gzip file" else "save it as CSV (UTF-8)"
-            raise DataError(f"{path}: is {kind}; {fix}")
+    fewer, more = sorted([head[::2].count(0), head[1::2].count(0)])  # in UTF-16, every other byte of most letters is 0
+    kind = "UTF-16 text" if not fewer and more > len(head) / 4 else "no table of text" if more else ""
+    kind = next((kind for first, kind in _FIRST_BYTES.items() if head.startswith(first)), kind)
+    if head.startswith(b"PK") and path.suffix.lower().startswith(".xls"):
+        kind = "an Excel workbook"
+    if kind:
+        raise DataError(f"{path}: is {kind}; {'unpack it' if kind == 'a gzip file' else 'save it as CSV (UTF-8)'}")
 
 
 def _read_rows(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]]:  # header; line, cells of each
     "A table of text. `DataError` names the file and the way to fix it."
-    _refuse_other_formats(path)
+    _refuse_other_formats(regular_file(path))
     text, above = read_text(path), 0
     if stated := re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE):
         text, above = text[stated.end():], 1
@@ -276,54 +265,59 @@ def _one_form(path: str) -> PurePosixPath:
     return PurePosixPath(posixpath.normpath(unicodedata.normalize("NFC", path.replace("\\", "/"))))
 
 
-def _refuse_another(row: SegmentRow, told: Mapping[str, Any], path: str | Path) -> None:
-    "`DataError` where a row is about another recording than earlier ones of the same name."
-    if _one_form(row.path).parent != _one_form(told["path"]).parent:
+def _refuse_another(row: SegmentRow, first: SegmentRow, path: str | Path) -> None:
+    "`DataError` where a row is about another recording than the first one of the same name."
+    if _one_form(row.path).parent != _one_form(first.path).parent:
         parts = _one_form(re.sub(r"^[A-Za-z]:", "", row.path.strip())).parent.parts
         name = "_".join([*filter(re.compile(r"\w").search, parts[-3:]), row.video])
         such = f", such as {shown(name)}," if name != row.video else ""
-        what = f"{shown(row.path)} and, in line {told['line']}, {shown(told['path'])} would both be {shown(row.video)}"
+        both = f"{shown(row.path)} and, in line {first.line}, {shown(first.path)} would both be {shown(row.video)}"
         fix = f"write one path if they are one recording, else own names{such} and features of these"
-        raise DataError(f"{path}, line {row.line}: {what}; {fix}")
+        raise DataError(f"{path}, line {row.line}: {both}; {fix}")
 
 
-def _join_rows(segments: Sequence[SegmentRow], path: str | Path) -> dict[str, dict[str, Any]]:
-    "Video -> annotations, first line and path, files, and what else the table says. `DataError` for a contradiction."
-    videos: dict[str, dict[str, Any]] = {}
+def _told(rows: Sequence[SegmentRow], name: str) -> Any:  # None where no row says it
+    "The subset or duration that the rows of a video say."
+    return next((value for row in rows if (value := getattr(row, name)) is not None), None)
+
+
+def _join_rows(segments: Sequence[SegmentRow], path: str | Path) -> dict[str, list[SegmentRow]]:  # by video
+    "The rows of each video. `DataError` for a contradiction between two of them."
+    videos: dict[str, list[SegmentRow]] = {}
     names: dict[str, str] = {}  # with accents combined -> as written first
     for row in segments:
-        video = names.setdefault(unicodedata.normalize("NFC", row.video), row.video)
-        new = {"line": row.line, "path": row.path, "files": set(), "annotations": []}
-        told = videos.setdefault(video, new)
-        _refuse_another(row, told, path)
-        told["files"].add(_one_form(row.path).with_suffix(_one_form(row.path).suffix.lower()).name)
-        told["annotations"] += [row.item] if row.item is not None else []
-        for name, value in (("subset", row.subset), ("duration", row.duration)):
-            if value is not None and told.setdefault(name, value) != value:
-                what = f"video {shown(row.video)} has the {name} {shown(value)}, in a line above {shown(told[name])}"
+        rows = videos.setdefault(names.setdefault(unicodedata.normalize("NFC", row.video), row.video), [])
+        rows.append(row)
+        _refuse_another(row, rows[0], path)
+        for name in ("subset", "duration"):
+            value = getattr(row, name)
+            if value is not None and (before := _told(rows, name)) != value:
+                both = f"video {shown(row.video)} has the {name} {shown(value)}, in a line above {shown(before)}"
                 fix = "write the same in all of its lines, or leave the column out (--ignore)"
-                raise DataError(f"{path}, line {row.line}: {what}; {fix}")
+                raise DataError(f"{path}, line {row.line}: {both}; {fix}")
     return videos
 
 
-def _note_files(videos: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _note_files(videos: Mapping[str, Sequence[SegmentRow]]) -> list[str]:
     "A note about recordings that are written with more than one ending, if there are any."
-    several = [" and ".join(sorted(told["files"])) for told in videos.values() if len(told["files"]) > 1]
+    paths = [{_one_form(row.path) for row in rows} for rows in videos.values()]
+    files = [sorted({path.with_suffix(path.suffix.lower()).name for path in each}) for each in paths]
+    several = [" and ".join(each) for each in files if len(each) > 1]
     return [f"taken for one recording: {shorten(several)}"] if several else []
 
 # %% ../../nbs/49_import.ipynb #d2f6730b
 def _subsets_of(
-    videos: Mapping[str, Mapping[str, Any]], path: str | Path, test_share: float | None, seed: int
+    videos: Mapping[str, Sequence[SegmentRow]], path: str | Path, test_share: float | None, seed: int
 ) -> tuple[dict[str, str], str]:  # video -> subset; one line about it
     "The subsets of the table, or drawn ones."
-    subsets = {video: told["subset"] for video, told in videos.items() if "subset" in told}
+    subsets = {video: subset for video, rows in videos.items() if (subset := _told(rows, "subset")) is not None}
     share, drawn = 0.2 if test_share is None else test_share, ""
     if subsets and test_share is not None:
         raise DataError(f"{path}: has a column of subsets; leave test_share out, or the column")
     if not subsets:
         if not 0 < share < 1 or len(videos) < 2:
-            what = f"{len(videos)} videos cannot be split with test_share {share:g}"
-            raise DataError(f"{path}: {what}; give a share between 0 and 1, and two videos or more")
+            found = f"{len(videos)} videos cannot be split with test_share {share:g}"
+            raise DataError(f"{path}: {found}; give a share between 0 and 1, and two videos or more")
         subsets, drawn = _draw_subsets(list(videos), share, seed), f" (drawn, {share:g} for testing, seed {seed})"
     counts = ", ".join(f"{subset} {n}" for subset, n in Counter(subsets.values()).items())
     return subsets, f"subsets: {counts}{drawn}"
@@ -332,24 +326,19 @@ def _subsets_of(
 _LAST, _FEATURES = "the last segment", "the features"
 
 
-def _covered(video: str, files: FeatureFiles, settings: Settings, fps: float | None) -> float | None:
-    "Seconds that the features of a video cover; None without features or a known time grid."
-    if not files.path(video).exists() or settings.resize:
-        return None
-    try:
-        grid = grid_for(AnnotatedVideo(video, "", 0.0, fps, np.zeros((0, 2)), np.zeros(0)), settings, {}, files.folder)
-    except DataError:
-        return None
-    return end_of(grid, len(files.read(video)))
-
-
-def _duration_of(told: Mapping[str, Any], covered: Callable[[], float | None]) -> tuple[float | None, str]:
-    "How long a video is, and what says so: the table, else what its features have `covered`, else its last segment."
-    if "duration" in told:
-        return told["duration"], "the table"
-    if (seconds := covered()) is not None:
-        return seconds, _FEATURES
-    return max((item["segment"][1] for item in told["annotations"]), default=None), _LAST
+def _duration_of(
+    video: str, rows: Sequence[SegmentRow], files: FeatureFiles, settings: Settings, fps: float | None
+) -> tuple[float | None, str]:
+    "How long a video is, and what says so: the table, else its features where their time grid is known, else its rows."
+    if (duration := _told(rows, "duration")) is not None:
+        return duration, "the table"
+    if files.path(video).exists() and not settings.resize:
+        grid, nothing = None, (np.zeros((0, 2)), np.zeros(0))
+        with suppress(DataError):
+            grid = grid_for(AnnotatedVideo(video, "", 0.0, fps, *nothing), settings, {}, files.folder)
+        if grid:
+            return end_of(grid, len(files.read(video))), _FEATURES
+    return max((row.item["segment"][1] for row in rows if row.item), default=None), _LAST
 
 # %% ../../nbs/49_import.ipynb #362a3cf4
 class Imported(NamedTuple):
@@ -389,13 +378,14 @@ def import_segments(
     videos = _join_rows(segments, csv_path)
     subsets, how = _subsets_of(videos, csv_path, test_share, seed)
     database, sources, rate = dict[str, dict[str, Any]](), Counter[str](), {} if fps is None else {"fps": fps}
-    for video, told in videos.items():
-        where = f"{csv_path}, line {told['line']}: video {shown(video)}"
-        duration, source = _duration_of(told, partial(_covered, video, files, settings, fps))
+    for video, rows in videos.items():
+        where = f"{csv_path}, line {rows[0].line}: video {shown(video)}"
+        duration, source = _duration_of(video, rows, files, settings, fps)
         if duration is None:
             raise DataError(f"{where} has no segment, no duration and no features; write its duration")
         sources[source] += 1
-        database[video] = {"subset": subsets[video], "duration": duration, **rate, "annotations": told["annotations"]}
+        items = [row.item for row in rows if row.item]
+        database[video] = {"subset": subsets[video], "duration": duration, **rate, "annotations": items}
         parse_entry(database[video], where)
     write_whole(path, json.dumps({"database": database}, indent=1, ensure_ascii=False) + "\n")
     notes += [*_note_files(videos), how, *(f"durations from {source}: {n} videos" for source, n in sources.items())]
