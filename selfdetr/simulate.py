@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from scipy.signal import lfilter
 
-from .data import DataError, TimeGrid, brief, parse_entry, parse_instance, read_database, read_json
+from .data.annotations import read_entries, read_instances
+from .data.files import DataError, read_json, shown
+from .data.timegrid import TimeGrid
 
 # %% ../nbs/28_simulate.ipynb #1dc359d5
 @dataclass(frozen=True)
@@ -203,14 +205,12 @@ def label_classes(database: dict) -> list[str]:
 def read_timing(
     path: Path,  # ActivityNet-style JSON
 ) -> dict[str, Any]:  # its database
-    "Videos and instances of an annotation file. `DataError` as `parse_entry` and `parse_instance` raise it."
-    database = read_database(path)[0]
-    for name, entry in database.items():
-        where = f"{path}: video {brief(name)}"
-        *_, entry["annotations"] = parse_entry(entry, where)
-        for position, item in enumerate(entry["annotations"]):
-            parse_instance(item, f"{where}, annotation {position}")
-    return database
+    "Videos and instances of an annotation file. `DataError` as `read_entries` and `read_instances` raise it."
+    content = read_json(path)
+    for name, entry in read_entries(content, str(path))[0].items():
+        read_instances(entry.annotations, f"{path}: video {shown(name)}")
+        content["database"][name]["annotations"] = entry.annotations
+    return content["database"]
 
 
 def write_features(database: dict, folder: Path, config: SimulatorConfig, seed: int) -> None:
