@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LONG', 'split_heads', 'hide_keys', 'keep', 'drop', 'Dropout', 'attend', 'attend_blindly', 'in_tiles', 'SelfAttention',
-           'relative_positions', 'RelativeSelfAttention']
+           'Anchors', 'Memory', 'QueryAttention', 'CrossAttention']
 
 # %% ../nbs/01_attention.ipynb #0467fa26
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -144,46 +145,86 @@ class SelfAttention(nn.Module):
         output, attention_map = self.attend(q, k, v, hide_keys(mask), dropout, maps, self.after_dropout)
         return self.out_proj(output), attention_map
 
-# %% ../nbs/01_attention.ipynb #e6882ec9
-def relative_positions(
-    steps: int,
-    clip: int,
-    device: torch.device | None = None,
-) -> Tensor:  # (steps, steps) int64 in 0 .. 2 * clip: the distance from query (row) to key (column), clipped, plus clip
-    "Which vector each pair of query and key takes."
-    at = torch.arange(steps, device=device)
-    return (at - at[:, None]).clamp(-clip, clip) + clip
+# %% ../nbs/01_attention.ipynb #1b8feb18
+class Anchors(NamedTuple):
+    "The anchors of the queries, in the forms that an attention may read."
 
-# %% ../nbs/01_attention.ipynb #e6882ecb
-class RelativeSelfAttention(SelfAttention):
-    "Self-attention with relative position representations (Shaw et al., 2018) besides the absolute positions."
+    segments: Tensor  # (batch or 1, queries, 2) centre and width in parts of the valid window
+    embedded: Tensor  # (batch or 1, queries, dim)
+    sine: Tensor  # (batch or 1, queries, dim) sine embedding of the centres, modulated
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0, clip: int = 16):
-        super().__init__(dim, heads, dropout)
-        self.clip = clip
-        self.relative_key = nn.Parameter(torch.empty(2 * clip + 1, dim // heads))
-        self.relative_value = nn.Parameter(torch.empty(2 * clip + 1, dim // heads))
-        nn.init.xavier_uniform_(self.relative_key)
-        nn.init.xavier_uniform_(self.relative_value)
+
+class Memory(NamedTuple):
+    "A batch of windows as the queries read it."
+
+    content: Tensor  # (batch, steps, dim)
+    position: Tensor  # (batch or 1, steps, dim) sine embedding of the steps
+    mask: Tensor | None = None  # (batch, steps) bool, True = padding
+
+# %% ../nbs/01_attention.ipynb #5201ffc0
+class QueryAttention(nn.Module):
+    "Self-attention among action queries with separate projections of content and position."
+
+    attend = staticmethod(attend)
+    after_dropout = True  # where the map is read; a model sets it by its configuration
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.q_content, self.q_position = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.k_content, self.k_position = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.value, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        nn.init.zeros_(self.out_proj.bias)
 
     def forward(
         self,
-        x: Tensor,  # (batch, steps, dim) content, gives the values
-        position: Tensor,  # (batch, steps, dim) added to the content of queries and keys
-        mask: Tensor | None = None,  # (batch, steps) bool, True = padding
+        x: Tensor,  # (batch or 1, queries, dim) content
+        anchors: Anchors,
+        query_mask: Tensor | None = None,  # (batch or 1, queries, queries) bool, True = the row must not see the column
         maps: bool = True,  # False: the map is empty
-    ) -> tuple[Tensor, Tensor]:  # output (batch, steps, dim), map (batch, steps, steps)
-        q, k, v = self.project(x, position)
-        index = relative_positions(x.shape[1], self.clip, x.device).expand(*q.shape[:2], -1, -1)
-        by_distance = (q @ self.relative_key.mT).gather(-1, index)
-        scores = (q @ k.mT + by_distance) * q.shape[-1] ** -0.5
-        hidden = hide_keys(mask)
-        if hidden is not None:
-            scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-        probabilities = scores.softmax(-1)
-        dropped = drop(probabilities, self.dropout if self.training else 0.0)
-        added_up = dropped.new_zeros(*q.shape[:3], 2 * self.clip + 1).scatter_add(-1, index, dropped)
-        output = (dropped @ v + added_up @ self.relative_value).transpose(1, 2).flatten(2)
-        no_map = x.new_empty(len(x), 0, x.shape[1])
-        read = dropped if self.after_dropout else probabilities
-        return self.out_proj(output), read.mean(1) if maps else no_map
+        batch: int = 1,  # windows, where content and anchors are given once for all of them
+    ) -> tuple[Tensor, Tensor]:  # output (batch, queries, dim), map (batch, queries, queries)
+        q = split_heads(self.q_content(x) + self.q_position(anchors.embedded), self.heads)
+        k = split_heads(self.k_content(x) + self.k_position(anchors.embedded), self.heads)
+        v = split_heads(self.value(x), self.heads)
+        q, k, v = (y.expand(max(batch, len(y)), -1, -1, -1) for y in (q, k, v))
+        mask = None if query_mask is None else query_mask[:, None]
+        dropout = self.dropout if self.training else 0.0
+        output, attention_map = self.attend(q, k, v, mask, dropout, maps, self.after_dropout)
+        return self.out_proj(output), attention_map
+
+# %% ../nbs/01_attention.ipynb #b6717b4d
+class CrossAttention(nn.Module):
+    "Conditional cross-attention from queries to memory; content and position concatenated per head."
+
+    attend = staticmethod(attend)
+    after_dropout = True  # where the map is read; a model sets it by its configuration
+
+    def __init__(self, dim: int, heads: int, dropout: float, first: bool):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.q_content, self.k_content = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.q_sine, self.k_position = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.q_position = nn.Linear(dim, dim) if first else None
+        self.value, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        x: Tensor,  # (batch or 1, queries, dim) content
+        anchors: Anchors,
+        memory: Memory,
+        maps: bool = True,  # False: the map is empty
+    ) -> tuple[Tensor, Tensor]:  # output (batch, queries, dim), map (batch, queries, steps)
+        content, batch = memory.content, len(memory.content)
+        q, k, k_position = self.q_content(x), self.k_content(content), self.k_position(memory.position)
+        if self.q_position is not None:
+            q, k = q + self.q_position(anchors.embedded), k + k_position
+        q, k = (
+            torch.cat([split_heads(y, self.heads).expand(batch, -1, -1, -1) for y in (what, where)], -1)
+            for what, where in ((q, self.q_sine(anchors.sine)), (k, k_position))
+        )
+        dropout = self.dropout if self.training else 0.0
+        v = split_heads(self.value(content), self.heads)
+        output, attention_map = self.attend(q, k, v, hide_keys(memory.mask), dropout, maps, self.after_dropout)
+        return self.out_proj(output), attention_map

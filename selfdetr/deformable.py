@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .attention import Anchors, Memory
+
 # %% ../nbs/10_deformable.ipynb #d0f0a006
 class Taps(NamedTuple):
     "The steps that are read and what each counts; two taps a point."
@@ -152,15 +154,9 @@ class DeformableCrossAttention(DeformableAttention):
     def forward(  # type: ignore[override]
         self,
         x: Tensor,  # (batch or 1, queries, dim) content
-        anchor: Tensor,  # (batch or 1, queries, dim) embedded anchors
-        sine: Tensor,  # not used
-        memory: Tensor,  # (batch, steps, dim)
-        position: Tensor,  # not used
-        mask: Tensor | None = None,  # (batch, steps) bool, True = padding
+        anchors: Anchors,
+        memory: Memory,
         maps: bool = True,  # False: the map is empty
-        segments: Tensor | None = None,  # (batch or 1, queries, 2) anchors in parts of the valid window
     ) -> tuple[Tensor, Tensor]:  # output (batch, queries, dim), map (batch, queries, steps)
-        if segments is None:
-            raise ValueError("deformable cross-attention reads around the anchors: call it with segments")
-        valid = memory.shape[1] if mask is None else (~mask).sum(1)[:, None, None]
-        return super().forward(x + anchor, segments * valid, memory, mask, maps)
+        valid = memory.content.shape[1] if memory.mask is None else (~memory.mask).sum(1)[:, None, None]
+        return super().forward(x + anchors.embedded, anchors.segments * valid, memory.content, memory.mask, maps)

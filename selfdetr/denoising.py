@@ -7,17 +7,20 @@ __all__ = ['Targets', 'SILENT', 'Denoising', 'noise_labels', 'noise_segments', '
            'hide_queries', 'best_steps', 'Proposals', 'DenoisedOutput', 'DINO', 'DenoisingCriterion', 'make_criterion']
 
 # %% ../nbs/13_denoising.ipynb #72604133
+import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .losses import LossConfig, SetCriterion, check_feedback, count_instances, focal_loss, name_layers
+from .losses import base_name, count_instances, focal_loss, name_layers
 from .matcher import pad_targets
-from .model import ModelConfig, Output, SelfDETR
+from .model import ModelConfig, Output, check_input
+from .relational import OverlapCriterion
 from .segments import cw_to_se, elementwise_iou, se_to_cw
 from .transformer import MLP, logit
+from .variants import VariantDETR, as_design
 
 # %% ../nbs/13_denoising.ipynb #8cff6a6d
 @dataclass(frozen=True)
@@ -181,12 +184,12 @@ class DenoisedOutput(Output):
     proposed_segments: Tensor  # (batch, queries, 2)
 
 
-class DINO(SelfDETR):
+class DINO(VariantDETR):
     "Self-DETR with contrastive denoising, mixed query selection and anchors that look forward twice."
 
     def __init__(self, config: ModelConfig, noise: Denoising = Denoising()):
-        if not config.denoising:
-            raise ValueError("ModelConfig.denoising is 0, which makes a SelfDETR: call make_model(config)")
+        if not as_design(config).denoising:
+            raise ValueError("denoising is 0, which makes no DINO: call selfdetr.designs.make_model(config)")
         super().__init__(config)
         del self.anchors  # proposals take their place
         self.noise = noise
@@ -201,10 +204,11 @@ class DINO(SelfDETR):
         maps: bool = True,  # False: the output's maps have no layers
         targets: Targets | None = None,  # with targets, and in training mode, there are denoising queries
     ) -> Output:  # a DenoisedOutput where there are
+        check_input(features, mask, self.config.channels)
         if targets is not None and len(targets) != len(features):
             raise ValueError(f"{len(targets)} targets for a batch of {len(features)} windows")
-        encoded = self.encode(features, mask, maps)
-        proposed = self.proposals(encoded.memory, encoded.full_mask)
+        memory, full_mask, encoder_maps = self.encode(features, mask, maps)
+        proposed = self.proposals(memory.content, full_mask)
         content, anchors = self.content.expand(len(features), -1, -1), proposed[1].detach()
         n, noised, hidden = len(self.content), None, None
         if self.training and targets is not None:
@@ -213,17 +217,22 @@ class DINO(SelfDETR):
             content = torch.cat([content, self.label_embedding(noised.labels)], 1)
             anchors = torch.cat([anchors, noised.anchors], 1)
             hidden = hide_queries(n, noised.group, noised.padding)
-        decoded = self.decoder(content, anchors, encoded.memory, encoded.position, encoded.mask, maps, hidden)
+        decoded = self.decoder(content, anchors, memory, hidden, maps)
         logits, segments = self.predict(decoded)
         self_maps, cross_maps = decoded.self_maps[:, :, :n, :n], decoded.cross_maps[:, :, :n]
-        matching = (logits[:, :, :n], segments[:, :, :n], encoded.maps, self_maps, cross_maps, encoded.full_mask)
+        matching = (logits[:, :, :n], segments[:, :, :n], encoder_maps, self_maps, cross_maps, full_mask)
         if noised is None:
             return Output(*matching)
         return DenoisedOutput(*matching, logits[:, :, n:], segments[:, :, n:], noised, *proposed)
 
 # %% ../nbs/13_denoising.ipynb #af19be00
-class DenoisingCriterion(SetCriterion):
-    "The terms of `SetCriterion`, and where a DINO is in training those of its denoising queries and proposals."
+class DenoisingCriterion(OverlapCriterion):
+    "The terms of other models, and where a DINO is in training those of its denoising queries and proposals."
+
+    @staticmethod
+    def base_name(term: str) -> str:  # base, base_denoising or base_proposal, and behind it _layer
+        "The term whose weight a term has: its name without kind of query and layer."
+        return re.sub(r"_(denoising|proposal)$", "", base_name(term))
 
     def __call__(
         self,
@@ -255,8 +264,8 @@ class DenoisingCriterion(SetCriterion):
             terms |= name_layers(f"{name}_denoising", values.sum((1, 2)) / count)
         return terms
 
+# %% ../nbs/13_denoising.ipynb #d295a5f5
+def make_criterion(config: Any, model: Any) -> Any:  # here until all call make_objective
+    from selfdetr.designs import make_objective
 
-def make_criterion(config: LossConfig, model: SelfDETR) -> SetCriterion:
-    "The criterion that a model trains with; ValueError for feedback to maps that the model has not got."
-    check_feedback(model.config, config)
-    return DenoisingCriterion(config) if model.config.denoising else SetCriterion(config)
+    return make_objective(model, config).criterion

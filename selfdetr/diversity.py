@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'READINGS', 'MAP_CELLS', 'composite_norm', 'column_distances', 'over_rows', 'Support', 'norm_solver',
-           'least_product', 'over_any', 'diversity', 'relative_diversity', 'diversity_loss', 'window_diversity',
-           'collapse_report']
+           'least_product', 'over_any', 'diversity', 'relative_diversity', 'diversity_loss', 'WindowsLike',
+           'window_diversity', 'collapse_report']
 
 # %% ../nbs/07_diversity.ipynb #4f6c720e
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,6 @@ from scipy import sparse
 from scipy.optimize import linprog
 from torch import Tensor
 
-from .data import Windows
-from .losses import window_share
 from .model import Output, SelfDETR
 
 # %% ../nbs/07_diversity.ipynb #09d10001
@@ -149,13 +147,24 @@ def diversity_loss(output: Output) -> dict[str, Tensor]:  # scalars, not positiv
         if len(maps) and padded and name == "feedback_encoder":
             valid = (~output.mask).sum(1).tolist()
             found = torch.stack([diversity(maps[:, i, :n, :n]) for i, n in enumerate(valid)], 1)
-            terms[name] = -found.mean() * window_share(maps)
+            terms[name] = -found.mean()
         elif len(maps):
-            terms[name] = -diversity(maps).mean() * window_share(maps)
+            terms[name] = -diversity(maps).mean()
     return terms
 
 # %% ../nbs/07_diversity.ipynb #83e6c3d8
-def window_diversity(model: SelfDETR, windows: Windows, indices: np.ndarray) -> dict[str, Tensor]:
+class WindowsLike(Protocol):
+    "What a report needs of windows."
+
+    valid: np.ndarray  # (windows,) steps of each window that are not padding
+    length: int  # steps of a window
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Any) -> tuple[Tensor, Tensor, Any]: ...  # features, mask, targets
+
+
+def window_diversity(model: SelfDETR, windows: WindowsLike, indices: np.ndarray) -> dict[str, Tensor]:
     "d(A) and d(A) / ||A|| of each part's maps, (2, layers, windows), of windows with equally many valid steps."
     device = next(model.parameters()).device
     valid = int(windows.valid[indices[0]])
@@ -172,7 +181,7 @@ MAP_CELLS = 1 << 20  # of one layer's maps of a batch
 @torch.no_grad()
 def collapse_report(
     model: SelfDETR,
-    windows: Windows,  # of the test split
+    windows: WindowsLike,  # of the test split
     limit: int = 160,  # measure that many windows, drawn at random
     seed: int = 0,  # of the draw
     batch: int = 16,  # windows at a time, fewer where they are longer than 256 steps

@@ -9,12 +9,12 @@ __all__ = ['EPS', 'root_rows', 'stacked', 'decoder_guidance', 'encoder_guidance'
 # %% ../nbs/06_feedback.ipynb #e35d38fd
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .losses import mean_over_processes, window_share
-from .model import Output
+from .model import Output, check_choices
 
 # %% ../nbs/06_feedback.ipynb #e2dc5dde
 EPS = 1e-7
@@ -104,23 +104,14 @@ def kl_rows(
 class FeedbackConfig:
     "How the self-feedback is made; the defaults are the reference's."
 
-    encoder: str = "matmul"  # aggregation of the encoder's maps: "matmul", "average", "last"
-    decoder: str = "layer"  # which decoder maps are guided: "layer", "last", "average"
-    kl: str = "guidance"  # first argument of the divergence: "guidance" (the code) or "map" (the paper)
-    layers: str = "mean"  # decoder layers are averaged ("mean", the code) or added ("sum", Eq. 6)
-    guidance: str = "cross"  # "cross" (the method), "identity", "other" (of another window) or "diversity" (Table 5)
+    encoder: Literal["matmul", "average", "last"] = "matmul"  # aggregation of the encoder's maps
+    decoder: Literal["layer", "last", "average"] = "layer"  # which decoder maps are guided
+    kl: Literal["guidance", "map"] = "guidance"  # first argument of the divergence: the code's choice, or the paper's
+    layers: Literal["mean", "sum"] = "mean"  # what becomes of the decoder layers: the code's choice, or that of Eq. 6
+    guidance: Literal["cross", "identity", "other", "diversity"] = "cross"  # the method, or a row of Table 5
 
     def __post_init__(self):
-        choices = {
-            "guidance": ("cross", "identity", "other", "diversity"),
-            "encoder": ("matmul", "average", "last"),
-            "decoder": ("layer", "last", "average"),
-            "kl": ("guidance", "map"),
-            "layers": ("mean", "sum"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"FeedbackConfig.{name} is {getattr(self, name)!r}; choose one of {allowed}")
+        check_choices(self)
 
 
 def guided_by(config: FeedbackConfig, guidance: Tensor) -> Tensor:  # of the same shape
@@ -139,7 +130,7 @@ def feedback_loss(
     if config.guidance == "diversity":
         raise ValueError("guidance 'diversity' is not a guidance but a loss: call selfdetr.diversity.diversity_loss")
     if config.guidance == "other" and output.cross_maps.shape[1] < 2:
-        raise ValueError("guidance 'other' takes that of another window, and a process has only one: larger batches")
+        raise ValueError("guidance 'other' takes that of another window, and a batch has only one: larger batches")
     terms = {}
     cross = output.cross_maps.roll(1, 1) if config.guidance == "other" else output.cross_maps
     if len(output.encoder_maps):
@@ -147,9 +138,9 @@ def feedback_loss(
         guidance = guided_by(config, encoder_guidance(cross, output.mask))
         rows = kl_rows(aggregated, guidance, config.kl)
         valid = (~output.mask).to(rows.dtype)
-        terms["feedback_encoder"] = (rows * valid).sum() / mean_over_processes(valid.sum())
+        terms["feedback_encoder"] = (rows * valid).sum() / valid.sum()
     if len(output.decoder_maps):
         maps, guidance = decoder_pairs(output.decoder_maps, cross, config.decoder)
-        by_layer = kl_rows(maps, guided_by(config, guidance), config.kl).mean((1, 2)) * window_share(maps)
+        by_layer = kl_rows(maps, guided_by(config, guidance), config.kl).mean((1, 2))
         terms["feedback_decoder"] = by_layer.mean() if config.layers == "mean" else by_layer.sum()
     return terms
