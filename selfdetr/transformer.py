@@ -73,9 +73,7 @@ Attention: TypeAlias = Callable[..., nn.Module]  # a class of attention, called 
 class EncoderLayer(nn.Module):
     "Self-attention (optional) over the steps of a window, then a feed-forward network; post-norm."
 
-    def __init__(
-        self, dim: int, heads: int, hidden: int, dropout: float, attention: Attention | None = SelfAttention
-    ):
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, attention: Attention | None = SelfAttention):
         super().__init__()
         self.self_attention = None if attention is None else attention(dim, heads, dropout)
         self.norm = nn.Identity() if attention is None else nn.LayerNorm(dim)
