@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'FILES', 'METRICS', 'file_sum', 'values_sum', 'seal', 'read_metrics', 'check_file', 'damaged', 'Run',
-           'read_run', 'work_folder', 'write_measured', 'compute', 'measure_again', 'locked', 'publish', 'is_complete',
-           'is_due', 'settle', 'check_start', 'check_shared', 'run', 'runs']
+           'read_run', 'work_folder', 'write_measured', 'compute_run', 'measure_again', 'locked', 'publish',
+           'is_complete', 'is_due', 'settle', 'run', 'runs']
 
 # %% ../../nbs/62_cache.ipynb #cf95721e
 import contextlib
@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from filelock import FileLock
-from lightning_fabric import Fabric
 
-from selfdetr.data import (
+from ..checkpoint import load_model, save_model
+from ..data import Dataset
+from selfdetr.data.files import (
     DataError,
-    Dataset,
     brief,
     cannot_write,
     checksum,
@@ -37,11 +36,11 @@ from selfdetr.data import (
     write_whole,
 )
 from ..inference import save_detector, write_results
-from ..losses import process_count
-from ..model import SelfDETR, load_model, save_model
+from ..model import SelfDETR
+from ..processes import check_shared, is_first, make_fabric, process_count
+from ..resume import State
 from .compute import fit, measure, run_hash, source_hash
 from .spec import RunSpec, data_name, open_dataset
-from ..trainer import is_first, make_fabric
 
 # %% ../../nbs/62_cache.ipynb #16f0b670
 MEASURED = ("detections.json", "detector.json")  # what measuring writes
@@ -154,14 +153,14 @@ def write_measured(model: SelfDETR, data: Dataset, spec: RunSpec, folder: Path) 
     return metrics | {"source": source_hash()}
 
 
-def compute(spec: RunSpec, data: Dataset, folder: Path, device: str, progress: bool) -> None:
+def compute_run(spec: RunSpec, data: Dataset, folder: Path, device: str, progress: bool) -> None:
     "Train and measure one run into `folder`; continues from the state found there."
 
     def report(epochs: int) -> None:
         with contextlib.suppress(OSError):  # only the progress bar reads it
             (folder / "epochs").write_text(str(epochs))
 
-    model, history, counts = fit(spec, data, device, folder, progress, report)
+    model, history, counts = fit(spec, data, device, State(folder), progress, report)
     if not is_first():
         return
     metrics = counts | write_measured(model, data, spec, folder)
@@ -237,27 +236,6 @@ def settle(work: Path, folder: Path, data: Dataset, device: str) -> None:
         measure_again(read_run(folder), data, device)
     shutil.rmtree(work, ignore_errors=True)
 
-# %% ../../nbs/62_cache.ipynb #76178707
-def check_start() -> None:
-    "`ValueError` where the environment speaks of several processes that were not started as torchrun does."
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return
-    mend = "start this with torchrun, or as one process: "
-    lacking = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        if os.environ.get(name, "1") != "1" and lacking:
-            raise ValueError(f"{name} is {os.environ[name]}, but {', '.join(lacking)} not set; {mend}unset {name}")
-    tasks, job = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_JOB_NAME")
-    if tasks != "1" and job not in ("bash", "interactive"):  # Lightning takes these two for one process
-        raise ValueError(f"SLURM_NTASKS is {tasks}, but nobody has started so many processes; {mend}sbatch --ntasks=1")
-
-
-def check_shared(fabric: Fabric, folder: Path) -> None:
-    "`ValueError` in all processes unless all of them see a folder that the first one has."
-    seen: Any = fabric.all_reduce(torch.tensor(float(folder.is_dir())), reduce_op="sum")
-    if seen < fabric.world_size:
-        raise ValueError(f"{folder}: not seen by all processes; put it on a file system that all share")
-
 # %% ../../nbs/62_cache.ipynb #9639df14
 def run(
     spec: RunSpec,
@@ -274,7 +252,6 @@ def run(
     alone = all(int(os.environ.get(name, 1)) <= 1 for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     if alone and not is_due(folder):  # found, without a look at the device
         return read_run(folder)
-    check_start()
     fabric = make_fabric(device)
     if fabric.broadcast(is_due(folder)):
         with locked(name, runs_root) if fabric.is_global_zero else contextlib.nullcontext():
@@ -282,7 +259,7 @@ def run(
             check_shared(fabric, work)
             # a complete work folder was left by a process killed just before it could publish it
             if fabric.broadcast(not folder.exists() and not is_complete(work)):
-                compute(spec, data, work, device, progress)
+                compute_run(spec, data, work, device, progress)
             if fabric.is_global_zero:
                 settle(work, folder, data, device)
     fabric.barrier()

@@ -20,12 +20,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..data import Dataset, checksum, test_windows, training_windows
-from ..denoising import make_criterion
+from ..data import Dataset, test_windows, training_windows
+from ..data.files import checksum
+from ..designs import make_model, make_objective
 from ..diversity import collapse_report
-from ..evaluation import Evaluation, Protocol, evaluate
+from ..evaluation import Evaluation, evaluate
 from ..inference import detect_dataset, fuse_scores, read_video_scores
-from ..model import SelfDETR, make_model
+from ..model import SelfDETR
+from ..protocols import Protocol
+from ..resume import State
 from .spec import RunSpec
 from ..trainer import train
 
@@ -34,7 +37,7 @@ def fit(
     spec: RunSpec,
     data: Dataset,
     device: str = "auto",
-    state: Any = None,  # where the trainer keeps its state; what is found there is continued
+    state: State | None = None,  # kept and continued there
     progress: bool = False,
     on_epoch: Callable[[int], None] | None = None,  # told the number of finished epochs, in the first process
 ) -> tuple[SelfDETR, pd.DataFrame, dict[str, Any]]:  # model; history; counts and times
@@ -42,9 +45,8 @@ def fit(
     torch.manual_seed(spec.seed)
     model = make_model(spec.model)
     windows = training_windows(data, spec.windows.length, spec.windows.overlap, spec.windows.keep)
-    criterion = make_criterion(spec.loss, model)
-    watch: dict[str, Any] = dict(device=device, folder=state, progress=progress, on_epoch=on_epoch)
-    history = train(model, windows, criterion, spec.feedback, spec.train, spec.seed, **watch)
+    objective = make_objective(model, spec.loss, spec.feedback)
+    history = train(model, windows, objective, spec.train, spec.seed, device, state, progress, on_epoch)
     last = history.iloc[-1]
     counts = {"epochs": len(history), "steps": int(last.step), "seconds_train": float(last.seconds)}
     return model, history, counts | {"windows": len(windows), "instances_lost": windows.lost}
@@ -136,13 +138,16 @@ def _definitions(module: str) -> dict[str, ast.stmt]:  # name -> syntax tree
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
-def _global_names(node: ast.stmt) -> set[str]:
-    "The names that a definition looks up in its module."
-    tables = [symtable.symtable(ast.unparse(node), "code", "exec")]
+@cache
+def _definition(module: str, name: str) -> tuple[str, set[str]]:
+    "A definition as text, and the names that it looks up in its module."
+    node = _definitions(module)[name]
+    tables = [symtable.symtable(ast.unparse(node), name, "exec")]
     for table in tables:
         tables += table.get_children()
     symbols = (symbol for table in tables for symbol in table.get_symbols())
-    return {symbol.get_name() for symbol in symbols if symbol.is_global() and symbol.is_referenced()}
+    names = {symbol.get_name() for symbol in symbols if symbol.is_global() and symbol.is_referenced()}
+    return _tree_text(node), names & vars(sys.modules[module]).keys()
 
 
 def _value_text(value: Any, left: list[Any]) -> str:
@@ -169,9 +174,9 @@ def code_used(*start: Callable) -> set[tuple[str, str]]:  # (name, what numbers 
         module = str(getattr(each, "__module__", ""))
         if each not in followed and module.partition(".")[0] == package:
             followed.add(each)
-            node, values = _definitions(module)[each.__name__], vars(sys.modules[module])
-            used.add((each.__name__, _tree_text(node)))
-            used |= {(name, _value_text(values[name], left)) for name in _global_names(node) & values.keys()}
+            text, names = _definition(module, each.__name__)
+            used.add((each.__name__, text))
+            used |= {(name, _value_text(vars(sys.modules[module])[name], left)) for name in names}
     return used
 
 # %% ../../nbs/61_compute.ipynb #13407632

@@ -10,43 +10,23 @@ __all__ = ['PARTS', 'SMALL', 'PROFILES', 'WHOLE', 'BEST', 'COSINE', 'DATASETS', 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfdetr.data import (
-    RELEASES,
-    DataError,
-    Dataset,
-    WindowConfig,
-    check_writable,
-    config_from,
-    find_data,
-    load_dataset,
-    parse_json,
-    same_form,
-    shown,
-    similar_name,
-)
-from ..evaluation import PROTOCOLS
+from ..data import RELEASES, Dataset, WindowConfig, find_data, load_dataset, same_form
+from ..data.config import LARGEST, config_from
+from ..data.files import DataError, check_writable, one_of, parse_json, shown
+from ..designs import check_feedback
 from ..feedback import FeedbackConfig
 from ..inference import InferenceConfig, read_video_scores
-from ..losses import LossConfig, check_feedback
-from ..model import ModelConfig
+from ..protocols import PROTOCOLS
+from ..relational import DesignLoss
 from ..simulate import SimulatorConfig, make_dataset
 from ..trainer import TrainConfig
+from ..variants import DesignConfig
 
 # %% ../../nbs/60_spec.ipynb #a38b82ba
-PARTS: dict[str, Any] = {
-    "model": ModelConfig,
-    "feedback": FeedbackConfig,
-    "windows": WindowConfig,
-    "train": TrainConfig,
-    "loss": LossConfig,
-    "inference": InferenceConfig,
-}
-
-
 @dataclass(frozen=True)
 class RunSpec:
     "Everything one run depends on, besides the data's content and the code."
@@ -54,12 +34,16 @@ class RunSpec:
     dataset: str = "simulated"  # "simulated", "vts", "thumos14", or the path of a folder: where the data are found
     profile: str = "quick"
     seed: int = 0
-    model: ModelConfig = ModelConfig()
+    model: DesignConfig = DesignConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     windows: WindowConfig = WindowConfig()
     train: TrainConfig = TrainConfig()
-    loss: LossConfig = LossConfig()
+    loss: DesignLoss = DesignLoss()
     inference: InferenceConfig = InferenceConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= LARGEST:
+            raise DataError(f"seed {shown(self.seed)}: give a whole number from 0, no larger than {LARGEST:g}")
 
     def to_json(self) -> str:
         "The spec as JSON text, keys in order."
@@ -68,16 +52,10 @@ class RunSpec:
     @classmethod
     def from_json(cls, text: str) -> "RunSpec":
         "The spec of a JSON text; a DataError when it is none, or was written by another version."
-        values, where = parse_json(text, "spec"), "spec: not of a run of this version"
-        if not isinstance(values, dict) or not set(values) <= {each.name for each in fields(cls)}:
-            raise DataError(f"{where} ({shown(values)}); its parts are {', '.join(each.name for each in fields(cls))}")
-        for name in ("dataset", "profile"):
-            if not isinstance(values.get(name, ""), str):
-                raise DataError(f"{where}: {name} is {shown(values[name])}; write text")
-        seed = values.get("seed", 0)
-        if type(seed) is not int or not 0 <= seed < 2**63:
-            raise DataError(f"{where}: seed is {shown(seed)}; write a whole number")
-        return cls(**{k: config_from(PARTS[k], v, f"{where}: {k}") if k in PARTS else v for k, v in values.items()})
+        return config_from(cls, parse_json(text, "spec"), "spec")
+
+
+PARTS: dict[str, Any] = {each.name: type(each.default) for each in fields(RunSpec) if is_dataclass(each.default)}
 
 # %% ../../nbs/60_spec.ipynb #62c0ab31
 def override(
@@ -85,17 +63,14 @@ def override(
     overrides: Mapping[str, Any],  # "part.field" -> value, for instance {"loss.feedback_encoder": 0}
 ) -> RunSpec:
     "A spec with some fields changed; an unknown field or a wrong value is a DataError."
+    known = [f"{part}.{each.name}" for part, kind in PARTS.items() for each in fields(kind)]
     for key, value in overrides.items():
-        part, _, name = key.partition(".")
-        known = [f"{part}.{f.name}" for f in fields(PARTS[part])] if part in PARTS else [f"{p}.…" for p in PARTS]
         if key not in known:
-            near = similar_name(key, (f"{p}.{f.name}" for p, kind in PARTS.items() for f in fields(kind)))
-            meant = f"did you mean {near!r}? Known" if near else "known"
-            raise DataError(f"override {key!r}: no such field; {meant} are {', '.join(known)}")
-        values = vars(getattr(spec, part))
-        if type(value) is int and isinstance(values[name], float):
-            value = float(value)  # one run, however its override was written
-        changed: dict[str, Any] = {part: config_from(PARTS[part], values | {name: value}, f"override {key!r}")}
+            same = [each for each in known if each.startswith(f"{key.partition('.')[0]}.")]
+            raise DataError(f"override {key!r}: no such field; {one_of(key, same or known)}")
+        part, name = key.split(".")
+        values = vars(getattr(spec, part)) | {name: value}
+        changed: dict[str, Any] = {part: config_from(PARTS[part], values, f"override {key!r}")}
         spec = replace(spec, **changed)
     return spec
 
@@ -178,10 +153,8 @@ def open_dataset(
             return check_judging(load_dataset(place, release=release, **options), place)
     if Path(dataset).is_file():
         raise DataError(f"data set {dataset!r}: is a file; give the folder that holds it")
-    near = similar_name(dataset, {"simulated", *DATASETS, *RELEASES})
-    meant = f"; did you mean {near!r}?" if near else ""
     places = f"in {data_root}, in $SELFDETR_DATA or as a path from {Path.cwd()}"
-    raise DataError(f"data set {dataset!r}: no such folder {places}{meant}")
+    raise DataError(f"data set {dataset!r}: no such folder {places}; {one_of(dataset, ('simulated', *RELEASES))}")
 
 # %% ../../nbs/60_spec.ipynb #9be1b279
 def make_spec(
@@ -192,8 +165,6 @@ def make_spec(
     overrides: Mapping[str, Any] | None = None,
 ) -> RunSpec:
     "The spec of one row and seed: profile, then data set, then overrides; DataError for feedback without maps."
-    if not 0 <= seed < 2**63:
-        raise DataError(f"seed {shown(seed)}: give a whole number from 0, below 2**63")
     given = {part: settings(dataset, profile, part) for part in PARTS}
     if data is not None:
         given["model"] |= {"channels": data.channels, "classes": len(data.classes)}

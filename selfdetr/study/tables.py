@@ -17,9 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..data import DataError, brief, read_json, shown, write_whole
-from ..evaluation import markdown_table
-from ..plots import plot_table, save
+from ..data.files import DataError, brief, read_json, shown, write_whole
+from ..plots import plot_table, save_picture
+from ..report import markdown_table
 from .cache import Run
 from .compute import source_hash
 from .pool import run_all
@@ -119,7 +119,7 @@ class Table:
         write_whole(folder / f"{name}.csv", self.frame.to_csv())
         write_whole(folder / f"{name}.md", markdown(self))
         axes = plot_table(self.content)
-        save(axes, folder / f"{name}.png")
+        save_picture(axes, folder / f"{name}.png")
         plt.close(axes.flat[0].figure)
         return folder
 
