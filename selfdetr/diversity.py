@@ -152,7 +152,7 @@ def diversity_loss(output: Output) -> dict[str, Tensor]:  # scalars, not positiv
             terms[name] = -diversity(maps).mean()
     return terms
 
-# %% ../nbs/07_diversity.ipynb #83e6c3d8
+# %% ../nbs/07_diversity.ipynb #c22c1ebe
 class WindowsLike(Protocol):
     "What a report needs of windows."
 
@@ -163,7 +163,7 @@ class WindowsLike(Protocol):
 
     def batch(self, indices: Any) -> tuple[Tensor, Tensor, Any]: ...  # features, mask, targets
 
-
+# %% ../nbs/07_diversity.ipynb #83e6c3d8
 def window_diversity(model: SelfDETR, windows: WindowsLike, indices: np.ndarray) -> dict[str, Tensor]:
     "d(A) and d(A) / ||A|| of each part's maps, (2, layers, windows), of windows with equally many valid steps."
     device = next(model.parameters()).device

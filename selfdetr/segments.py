@@ -6,22 +6,29 @@
 __all__ = ['Array', 'Factor', 'cw_to_se', 'se_to_cw', 'elementwise_iou', 'pairwise_iou', 'overlapping_pairs', 'nms', 'soft_nms']
 
 # %% ../nbs/00_segments.ipynb #38ff1984
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # %% ../nbs/00_segments.ipynb #0c8341e9
-Array = TypeVar("Array", np.ndarray, Tensor)
+Array = TypeVar("Array", np.ndarray, "Tensor")
+
+
+def _torch_of(x: Any) -> Any:
+    "torch where `x` is a tensor, else None."
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and isinstance(x, torch.Tensor) else None
 
 
 def _namespace(*arrays: Any) -> tuple[Any, ...]:
     "The module whose functions apply to `arrays` (torch for tensors, numpy for everything else), then the arrays."
-    if isinstance(arrays[0], Tensor):
-        return torch, *arrays
-    return np, *map(np.asarray, arrays)
+    torch = _torch_of(arrays[0])
+    return (torch, *arrays) if torch else (np, *map(np.asarray, arrays))
 
 
 def cw_to_se(
@@ -185,7 +192,7 @@ def _suppress(
 def _checked(segments: Any, scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Everything as float64 and int64 arrays on the CPU, or a ValueError that says what is wrong."
     segments, scores, labels = (
-        x.detach().double().cpu().numpy() if isinstance(x, Tensor) else x for x in (segments, scores, labels)
+        x.detach().double().cpu().numpy() if _torch_of(x) else x for x in (segments, scores, labels)
     )
     segments, scores = np.asarray(segments, float).reshape(-1, 2), np.asarray(scores, float)
     labels = np.zeros(len(scores), np.int64) if labels is None else np.asarray(labels).astype(np.int64)
@@ -200,7 +207,8 @@ def _checked(segments: Any, scores: Any, labels: Any) -> tuple[np.ndarray, np.nd
 
 def _like(x: Any, given: Any, dtype: Any = None) -> Any:
     "The array `x`, as a tensor on the device of `given` where `given` is one."
-    return torch.as_tensor(x, dtype=dtype, device=given.device) if isinstance(given, Tensor) else x
+    torch = _torch_of(given)
+    return torch.as_tensor(x, dtype=dtype, device=given.device) if torch else x
 
 # %% ../nbs/00_segments.ipynb #64a1de72
 def nms(
@@ -213,7 +221,7 @@ def nms(
     "Hard non-maximum suppression. ValueError for NaN input or lengths that differ."
     segment, score, label = _checked(segments, scores, labels)
     rank = np.empty(len(score))
-    rank[np.argsort(-score, kind="stable")] = np.arange(len(score), 0, -1)  # positive, whatever the scores are
+    rank[np.argsort(-score, kind="stable")] = np.arange(len(score), 0, -1)  # positive for scores of any sign
     most = len(score) if max_keep is None else max_keep
     kept, _ = _suppress(segment, rank, label, lambda iou: (iou <= iou_threshold).astype(float), 0.5, most)
     return _like(kept, scores)
@@ -226,7 +234,7 @@ def soft_nms(
     method: str = "gaussian",  # or "linear"
     sigma: float = 0.5,  # gaussian: the larger, the gentler
     iou_threshold: float = 0.4,  # linear: overlaps up to this cost nothing
-    min_score: float = 0.001,  # whatever falls below is dropped
+    min_score: float = 0.001,  # what falls below is dropped
     max_keep: int = 200,  # most to keep of each label
 ) -> tuple[Array, Array]:  # (kept,) indices and (kept,) lowered scores, best first over all labels
     """Soft non-maximum suppression (Bodla et al., 2017), all labels at once.
@@ -248,5 +256,6 @@ def soft_nms(
         return np.where(iou > iou_threshold, 1 - iou, 1.0)
 
     kept, value = _suppress(segment, score, label, gaussian if method == "gaussian" else linear, min_score, max_keep)
-    dtype = scores.dtype if isinstance(scores, Tensor) and scores.is_floating_point() else None
+    given: Any = scores
+    dtype = given.dtype if _torch_of(given) and given.is_floating_point() else None
     return _like(kept, scores), _like(value, scores, dtype)

@@ -8,7 +8,7 @@ __all__ = ['Attention', 'sine_embedding', 'step_positions', 'logit', 'MLP', 'Fee
 
 # %% ../nbs/02_transformer.ipynb #05b3f8a4
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -88,22 +88,24 @@ class EncoderLayer(nn.Module):
 
 # %% ../nbs/02_transformer.ipynb #c48de50b
 def stack_maps(
-    maps: Sequence[Tensor],  # one a layer, (batch, rows, columns)
+    maps: Sequence[Tensor | None],  # one a layer, (batch, rows, columns); None or without rows: there is none
     rows: Tensor,  # (batch, rows, dim) what attends
     columns: Tensor,  # (batch, columns, dim) what is attended to
 ) -> Tensor:  # (layers, batch, rows, columns), of no layers where there are no maps
     "The maps of all layers as one tensor."
-    return torch.stack(tuple(maps)) if maps else rows.new_empty(0, len(rows), rows.shape[1], columns.shape[1])
+    there = [one for one in maps if one is not None and one.shape[1]]
+    return torch.stack(there) if there else rows.new_empty(0, len(rows), rows.shape[1], columns.shape[1])
 
 # %% ../nbs/02_transformer.ipynb #04c10002
 @torch.no_grad()
-def start_alike(layers: nn.ModuleList) -> nn.ModuleList:
-    "Give the layers of a stack the parameters of the first, as far as they have the same ones."
-    first = dict(layers[0].named_parameters()) if len(layers) else {}
-    for layer in layers[1:]:
+def start_alike(layers: Iterable[nn.Module]) -> nn.ModuleList:
+    "A stack of layers with the parameters of the first, as far as they have the same ones."
+    stack = nn.ModuleList(layers)
+    first = dict(stack[0].named_parameters()) if len(stack) else {}
+    for layer in stack[1:]:
         for name, parameter in layer.named_parameters():
             parameter.copy_(first[name])
-    return layers
+    return stack
 
 # %% ../nbs/02_transformer.ipynb #c48de509
 class Encoder(nn.Module):
@@ -119,8 +121,7 @@ class Encoder(nn.Module):
         attention: Attention | None = SelfAttention,
     ):
         super().__init__()
-        one_by_one = (EncoderLayer(dim, heads, hidden, dropout, attention) for _ in range(layers))
-        self.layers = start_alike(nn.ModuleList(one_by_one))
+        self.layers = start_alike(EncoderLayer(dim, heads, hidden, dropout, attention) for _ in range(layers))
         self.position_scale = nn.Identity() if not layers or attention is None else MLP(dim, dim, dim)
 
     def forward(
@@ -133,7 +134,7 @@ class Encoder(nn.Module):
         found = []
         for layer in self.layers:
             x, attention_map = layer(x, position * self.position_scale(x), mask, maps)
-            found += [attention_map] if maps and attention_map is not None else []
+            found.append(attention_map)
         return x, stack_maps(found, x, x)
 
 # %% ../nbs/02_transformer.ipynb #1e77ed4f
@@ -200,10 +201,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.look_forward_twice = look_forward_twice
         kinds = (self_attention, cross_attention)
-        one_by_one = (DecoderLayer(dim, heads, hidden, dropout, i == 0, *kinds) for i in range(layers))
-        self.layers = start_alike(nn.ModuleList(one_by_one))
-        self.norm = nn.LayerNorm(dim)
-        self.anchor_embedding = MLP(2 * dim, dim, dim)
+        self.layers = start_alike(DecoderLayer(dim, heads, hidden, dropout, i == 0, *kinds) for i in range(layers))
+        self.norm, self.anchor_embedding = nn.LayerNorm(dim), MLP(2 * dim, dim, dim)
         self.add_scales(dim)
         self.segment_head = MLP(dim, dim, dim, 2)
 
@@ -234,18 +233,14 @@ class Decoder(nn.Module):
         query_mask: Tensor | None = None,  # (batch or 1, queries, queries) bool, True = the row must not see the column
         maps: bool = True,  # False: the maps returned have no layers
     ) -> DecoderOutput:
-        contents, starts, self_maps, cross_maps = [], [], [], []
-        start = anchor
+        found, start = [], anchor
         for i, layer in enumerate(self.layers):
-            content, self_map, cross_map = layer(content, self.embed(anchor, content, i == 0), memory, query_mask, maps)
-            contents.append(self.norm(content))
-            starts.append(start.expand(len(memory.content), -1, -1))
-            cross_maps += [cross_map] if maps else []
-            self_maps += [self_map] if maps and self_map is not None else []
+            content, *both = layer(content, self.embed(anchor, content, i == 0), memory, query_mask, maps)
+            found.append((self.norm(content), start.expand(len(memory.content), -1, -1), *both))
             if i + 1 < len(self.layers):
                 with torch.set_grad_enabled(self.look_forward_twice and torch.is_grad_enabled()):
                     start = self.refine(content, anchor)
                 anchor = start.detach()
-        among_queries = stack_maps(self_maps, content, content)
-        to_steps = stack_maps(cross_maps, content, memory.content)
-        return DecoderOutput(torch.stack(contents), torch.stack(starts), among_queries, to_steps)
+        contents, starts, self_maps, cross_maps = zip(*found)
+        among, to_steps = stack_maps(self_maps, content, content), stack_maps(cross_maps, content, memory.content)
+        return DecoderOutput(torch.stack(contents), torch.stack(starts), among, to_steps)

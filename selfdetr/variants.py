@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .attention import CrossAttention, QueryAttention, SelfAttention, drop, hide_keys
+from .attention import CrossAttention, Memory, QueryAttention, SelfAttention, drop, hide_keys
 from .deformable import DeformableAttention, DeformableCrossAttention, DeformableSelfAttention
 from .model import ModelConfig, SelfDETR
 from .relational import RelationalQueryAttention, unrelated
@@ -31,7 +31,7 @@ def relative_positions(
 
 # %% ../nbs/12_variants.ipynb #e6882ecb
 class RelativeSelfAttention(SelfAttention):
-    "Self-attention with relative position representations (Shaw et al., 2018) besides the absolute positions."
+    "Self-attention with relative position representations (Shaw et al., 2018) in addition to absolute positions."
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, clip: int = 16):
         super().__init__(dim, heads, dropout)

@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from selfdetr import speed, trainer
+from selfdetr.checkpoint import save_model
 from selfdetr.data import test_windows as windows_for_testing
 from selfdetr.data import training_windows
+from selfdetr.designs import Objective, make_model, make_objective
 from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
-from selfdetr.model import ModelConfig, SelfDETR, save_model
 from selfdetr.speed import accelerate, batches, kept_bytes, least_seconds, operations, release
 from selfdetr.trainer import StepValues, TrainConfig, prepare, train, train_step
+from selfdetr.variants import DesignConfig
 
 SIZES = dict(channels=8, classes=3, dim=32, heads=4, hidden=64, queries=6, norm_groups=4, decoder_layers=3)
-CONFIG = TrainConfig(epochs=1, batch=4, lr=1e-3, window=32, overlap=0.25)
+CONFIG = TrainConfig(epochs=1, batch=4, lr=1e-3)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,12 +26,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def windows(tiny):
-    return training_windows(tiny, CONFIG.window, CONFIG.overlap)
+    return training_windows(tiny, 32, 0.25)
 
 
 def new_model(**changes):
     torch.manual_seed(0)
-    return SelfDETR(ModelConfig(**{**SIZES, **changes})).train()
+    return make_model(DesignConfig(**{**SIZES, **changes})).train()
 
 
 def gradients(model):
@@ -45,18 +47,18 @@ def test_fast_and_plain_agree_for_twenty_steps(tiny, changes):
     "Losses and gradients, with dropout drawn from the same numbers; rounding grows by the update, so it is bounded."
     models = [new_model(**changes) for _ in range(2)]
     sides = [(m, *prepare(m, CONFIG, "cpu", fast)) for m, fast in zip(models, (True, False))]
-    criterion, padded = SetCriterion(), 0
+    weights, padded = {}, 0
     if not changes.keys() <= {"maps", "look_forward_twice"}:  # a part that is not there gives no feedback
         weights = {"feedback_encoder": 0.0} if "encoder_layers" in changes else {"feedback_decoder": 0.0}
-        criterion = SetCriterion(type(criterion.config)(**weights))
-    windows = windows_for_testing(tiny, CONFIG.window, 0.5)  # unlike those for training, some of them are padded
+    objective = make_objective(models[0], LossConfig(**weights))
+    windows = windows_for_testing(tiny, 32, 0.5)  # unlike those for training, some of them are padded
     order = [np.arange(4 * i, 4 * i + 4) % len(windows) for i in range(20)]
     for step, batch in enumerate(batches(windows, order, torch.device("cpu"))):
         padded += batch.mask is not None
         values = []
         for _, fabric, wrapped, optimizer in sides:
             torch.manual_seed(step)
-            values.append(train_step(fabric, wrapped, optimizer, criterion, FeedbackConfig(), batch, 0.1).read())
+            values.append(train_step(fabric, wrapped, optimizer, objective, batch, 0.1).read())
         fast, plain = values
         assert fast == pytest.approx(plain, rel=1e-3 if step else 1e-5)
         a, b = (gradients(m) for m in models)
@@ -79,7 +81,7 @@ def test_where_the_operations_are_the_same_so_are_the_bits():
 
 def test_a_trained_model_is_an_ordinary_model_again(windows, tmp_path):
     model = new_model()
-    train(model, windows, SetCriterion(), config=CONFIG, device="cpu", progress=False)
+    train(model, windows, Objective(SetCriterion()), CONFIG, device="cpu", progress=False)
     storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
     assert len(storages) == len(list(model.parameters())) and all(p.grad is None for p in model.parameters())
     assert not any({"forward", "attend"} & set(vars(m)) for m in model.modules())
@@ -115,7 +117,7 @@ def test_a_step_read_late_is_still_named(windows, monkeypatch):
 
     monkeypatch.setattr(trainer, "train_step", late)
     with pytest.raises(FloatingPointError, match="epoch 0, step 1: not finite: total. The batch: "):
-        train(new_model(), windows, SetCriterion(), config=CONFIG, device="cpu", progress=False)
+        train(new_model(), windows, Objective(SetCriterion()), CONFIG, device="cpu", progress=False)
 
 
 def training_step(windows, fast=True, feedback=True, **changes):
@@ -124,8 +126,8 @@ def training_step(windows, fast=True, feedback=True, **changes):
     [batch] = batches(windows, [np.arange(4)], torch.device("cpu"))
     fabric, wrapped, optimizer = prepare(model, CONFIG, "cpu", fast)
     weights = {} if feedback else dict(feedback_encoder=0.0, feedback_decoder=0.0)
-    options = SetCriterion(LossConfig(**weights)), FeedbackConfig() if feedback else None
-    return model, partial(train_step, fabric, wrapped, optimizer, *options, batch, CONFIG.clip)
+    objective = make_objective(model, LossConfig(**weights), FeedbackConfig() if feedback else None)
+    return model, partial(train_step, fabric, wrapped, optimizer, objective, batch, CONFIG.clip)
 
 
 @pytest.mark.parametrize("changes", [{}, dict(encoder_attention="deformable", cross_attention="deformable")])

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed.py compute; also imported by it, to compute the same in one process."""
+"""What the processes of test_processes.py compute; also imported by it, to compute the same in one process."""
 
 import contextlib
 import json
@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 
 from selfdetr import denoising, study, trainer
 from selfdetr.data import Batch, load_dataset, training_windows
-from selfdetr.denoising import make_criterion
+from selfdetr.designs import make_model, make_objective
 from selfdetr.feedback import FeedbackConfig
-from selfdetr.losses import LossConfig
-from selfdetr.model import ModelConfig, make_model
+from selfdetr.processes import check_shared, make_fabric
+from selfdetr.relational import DesignLoss
+from selfdetr.resume import State
 from selfdetr.trainer import TrainConfig, prepare, train, train_step
+from selfdetr.variants import DesignConfig
 
 SIZES = dict(
     channels=8, classes=3, dim=16, heads=4, hidden=16, queries=5, norm_groups=2, decoder_layers=2, dropout=0.0
@@ -59,14 +61,14 @@ def one_step(name: str, rank: int = 0, processes: int = 1) -> dict[str, torch.Te
     "Gradient of every parameter and every logged number of one step on this process's part of the batch."
     changes, choices = CASES[name]
     torch.manual_seed(0)
-    model = make_model(ModelConfig(**{**SIZES, **changes}))
-    weights = LossConfig(feedback_encoder=5.0 if model.config.encoder_layers else 0.0, query_overlap=1.0)
-    criterion, feedback = make_criterion(weights, model), FeedbackConfig(**choices)
+    model = make_model(DesignConfig(**{**SIZES, **changes}))
+    weights = DesignLoss(feedback_encoder=5.0 if model.config.encoder_layers else 0.0, query_overlap=1.0)
+    objective = make_objective(model, weights, FeedbackConfig(**choices))
     fabric, wrapped, optimizer = prepare(model.train(), TrainConfig(lr=1e-12), "cpu", fast=False)
     features, mask, targets = whole_batch()
     part = Batch(features[rank::processes], mask[rank::processes], targets[rank::processes])
     with without_noise():
-        values = train_step(fabric, wrapped, optimizer, criterion, feedback, part, clip=1e9)
+        values = train_step(fabric, wrapped, optimizer, objective, part, clip=1e9)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return gradients | {f"term {n}": torch.tensor(v) for n, v in values.read().items()}
 
@@ -96,21 +98,29 @@ def begin_run(data: str, folder: str) -> None:
 def whole_run(data: str, folder: str | None, epochs: int = 3, batch: int = 0, denoising: int = 0) -> dict:
     "History and weights of a run."
     torch.manual_seed(0)
-    model = make_model(ModelConfig(**{**SIZES, "denoising": denoising, "dropout": 0.1 if folder else 0.0}))
+    model = make_model(DesignConfig(**{**SIZES, "denoising": denoising, "dropout": 0.1 if folder else 0.0}))
     windows = training_windows(load_dataset(data), 32, 0.25)
     batch = batch or len(windows) // 2 * 2 - 1  # odd: parts of different size
-    config = TrainConfig(epochs=epochs, batch=batch, window=32, lr=1e-2)
+    config, state = TrainConfig(epochs=epochs, batch=batch, lr=1e-2), State(folder, save_seconds=0) if folder else None
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
-    history = train(model, windows, make_criterion(LossConfig(), model), config=config, device="cpu", folder=folder,
-                    save_seconds=0, progress=False)  # fmt: skip
+    history = train(model, windows, make_objective(model), config, device="cpu", state=state, progress=False)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     lists = {"start": start.tolist(), "weights": weights.tolist()}
     return {"history": history.drop(columns="seconds").to_dict("list"), **lists}
 
 
+def study_run(data: str, runs: Path) -> dict:
+    "Log and metrics of a run of a study, computed by all processes and then found by all."
+    dataset = load_dataset(data)
+    spec = study.make_spec("tiny", "smoke", dataset, overrides={"model.dropout": 0.0})
+    first, again = (study.run(spec, dataset, runs_root=runs, device="cpu", progress=False) for _ in range(2))
+    assert first.metrics == again.metrics
+    return {"metrics": first.metrics, "history": first.history.drop(columns="seconds").to_dict("list")}
+
+
 def main(out: Path, data: str) -> None:
     torch.set_num_threads(1)
-    prepare(make_model(ModelConfig(**SIZES)), device="cpu")  # starts the processes' conversation
+    prepare(make_model(DesignConfig(**SIZES)), device="cpu")  # starts the processes' conversation
     rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
     for name in CASES:
         save_file(one_step(name, rank, processes), out / f"{name} {rank}.safetensors")
@@ -124,11 +134,11 @@ def main(out: Path, data: str) -> None:
         whole_run(data, None, batch=1)
     except ValueError as error:
         found["refused"] = str(error)
-    dataset = load_dataset(data)
     try:  # as on machines that do not share the folder
-        study.run(study.make_spec(data, "smoke", dataset), dataset, "", out / f"node {rank}", "cpu", progress=False)
+        check_shared(make_fabric("cpu"), out / f"only here {rank}" if rank else out)
     except ValueError as error:
         found["apart"] = str(error)
+    found["study"] = study_run(data, out / "runs")
     (out / f"{rank}.json").write_text(json.dumps(found))
 
 
