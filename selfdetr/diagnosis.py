@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .data import DataError, other_forms
+from .data.files import DataError, other_forms
 from .evaluation import assign, close_pairs, evaluate, rows_by_class
 from .protocols import Case, Protocol, Source, check_tiou, choose_protocol, read_case
 from .report import alarms, markdown_cell, markdown_table, notes_markdown

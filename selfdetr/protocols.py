@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Source', 'Rule', 'PROTOCOLS', 'read_detections', 'check_tiou', 'Protocol', 'choose_protocol', 'read_ground_truth',
-           'read_durations', 'Case', 'read_case']
+           'Case', 'read_case']
 
 # %% ../nbs/41_protocols.ipynb #4289daeb
 import unicodedata
@@ -17,23 +17,24 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, get_args
 import numpy as np
 import pandas as pd
 
-from .data import LARGEST, SPELLINGS, DataError, brief, other_forms, read_json, same_form, shown, similar_name
+from .data.annotations import SPELLINGS, Entry, read_entries, subset_key
+from .data.config import LARGEST
+from .data.files import DataError, brief, other_forms, read_json, shown, similar_name
 from .report import ALARM
 
 # %% ../nbs/41_protocols.ipynb #13bb56fe
 Source: TypeAlias = pd.DataFrame | dict[str, Any] | str | Path
 
 
-def _section(source: dict[str, Any] | str | Path, name: str) -> dict[str, Any]:
-    "The named section of an ActivityNet-style JSON, given as a path or as what was read from it."
+def _results(source: dict[str, Any] | str | Path) -> dict[str, list[Any]]:
+    "The detections of each video in a results JSON, given as a path or as what was read from it."
     content, where = (source, "the dictionary") if isinstance(source, dict) else (read_json(source), source)
-    videos, kind = content.get(name), dict if name == "database" else list
+    videos = content.get("results")
     if not isinstance(videos, dict):
-        raise DataError(f"{where} has no {name!r} section: it should be ActivityNet-style JSON")
-    for video, entry in videos.items():
-        if not isinstance(entry, kind):
-            problem = f"{name!r} needs a {kind.__name__} a video, not {shown(entry)}"
-            raise DataError(f"{where}, video {shown(video)}: {problem}")
+        raise DataError(f"{where} has no 'results' section: it should be ActivityNet-style JSON")
+    for video, items in videos.items():
+        if not isinstance(items, list):
+            raise DataError(f"{where}, video {shown(video)}: 'results' needs a list a video, not {shown(items)}")
     return videos
 
 # %% ../nbs/41_protocols.ipynb #9a57a4f7
@@ -153,7 +154,7 @@ def read_detections(
 ) -> pd.DataFrame:  # video, start, end, label, score
     "Detections as a checked table. DataError names the file or the row that is wrong."
     if not isinstance(source, pd.DataFrame):
-        source = _items_as_rows(_section(source, "results"), _DETECTION)
+        source = _items_as_rows(_results(source), _DETECTION)
     return _checked(source, _DETECTION, "detections")
 
 # %% ../nbs/41_protocols.ipynb #0d0aa967
@@ -216,24 +217,20 @@ def choose_protocol(
     return replace(chosen, subsets=names, name=f"{chosen.name}, subset {' + '.join(names)}") if names else chosen
 
 # %% ../nbs/41_protocols.ipynb #4c245bac
-def _subset_of(source: Source) -> dict[str, str]:  # as it is written, "" where there is none
-    "The subset of every video in an annotation JSON; a table has none."
-    database = {} if isinstance(source, pd.DataFrame) else _section(source, "database")
-    return {video: str(entry.get("subset") or "") for video, entry in database.items()}
-
-
-def _counting_videos(subset_of: Mapping[str, str], protocol: Protocol) -> set[str]:
+def _counting_videos(entries: Mapping[str, Entry], protocol: Protocol) -> set[str]:
     "The videos of the protocol's subsets. DataError for a subset without videos."
-    there, meant = {same_form(subset.lower()) for subset in subset_of.values()}, set[str]()
-    for name in (same_form(subset.lower()) for subset in protocol.subsets):
+    named = {video: subset_key(entry.subset or "") for video, entry in entries.items()}
+    there, meant = set(named.values()), set[str]()
+    for name in map(subset_key, protocol.subsets):
         alike = {name} & there or {s for s in there if s in SPELLINGS and SPELLINGS[s] == SPELLINGS.get(name)}
         if not alike:
-            known = ", ".join(map(shown, sorted(filter(None, set(subset_of.values())))[:30])) or "none"
+            known = sorted({entry.subset for entry in entries.values() if entry.subset})
             near = similar_name(name, there)
             hint = f"; did you mean {shown(near)}?" if near else ""
-            raise DataError(f"no video is in subset {shown(name)}; the subsets in the file: {known}{hint}")
+            some = ", ".join(map(shown, known[:30])) or "none"
+            raise DataError(f"no video is in subset {shown(name)}; the subsets in the file: {some}{hint}")
         meant |= alike
-    return {video for video, subset in subset_of.items() if not protocol.subsets or same_form(subset.lower()) in meant}
+    return {video for video, subset in named.items() if not protocol.subsets or subset in meant}
 
 # %% ../nbs/41_protocols.ipynb #708c0724
 def _is_one_of(column: pd.Series, names: Sequence[str]) -> pd.Series:
@@ -253,34 +250,31 @@ def _renamed(frame: pd.DataFrame, column: str, names: Mapping[str, str]) -> pd.D
     return frame.assign(**{column: frame[column].map(lambda name: names.get(name, name))}) if names else frame
 
 # %% ../nbs/41_protocols.ipynb #a02de5f6
+def _listed(source: Source) -> dict[str, Entry]:
+    "The videos of an annotation JSON, as they are written; a table has none."
+    return {} if isinstance(source, pd.DataFrame) else read_entries(source, judged=True)[0]
+
+
+def _instances(source: Source, entries: Mapping[str, Entry], protocol: Protocol) -> pd.DataFrame:
+    "The instances that count, as a checked table."
+    if not isinstance(source, pd.DataFrame):
+        counting = _counting_videos(entries, protocol)
+        items = {video: list(entry.annotations) for video, entry in entries.items() if video in counting}
+        source = _items_as_rows(items, _INSTANCE)
+    frame = _checked(source, _INSTANCE, "ground truth")
+    labels = sorted(frame["label"].unique())
+    one_form = {unicodedata.normalize("NFC", label): label for label in labels}
+    frame = _counting(_renamed(frame, "label", other_forms(labels, one_form.values())), protocol)
+    return frame if protocol.duplicates else frame.drop_duplicates()
+
+
 def read_ground_truth(
     source: Source,  # DataFrame[video, start, end, label], or annotation JSON as a path or a dict
     protocol: Protocol | str | None = None,  # chooses the subset of a JSON, drops videos and labels
 ) -> pd.DataFrame:  # video, start, end, label
     "The instances that count, as a checked table. DataError names the file or the row that is wrong."
-    chosen, frame = choose_protocol(protocol), source
-    if not isinstance(frame, pd.DataFrame):
-        database, counting = _section(frame, "database"), _counting_videos(_subset_of(frame), chosen)
-        items = {video: entry.get("annotations") or [] for video, entry in database.items() if video in counting}
-        for video, annotations in items.items():
-            if not isinstance(annotations, list):
-                raise DataError(f"{brief(video)}: its annotations are {shown(annotations)} and not a list")
-        frame = _items_as_rows(items, _INSTANCE)
-    frame = _checked(frame, _INSTANCE, "ground truth")
-    labels = sorted(frame["label"].unique())
-    one_form = {unicodedata.normalize("NFC", label): label for label in labels}
-    frame = _counting(_renamed(frame, "label", other_forms(labels, one_form.values())), chosen)
-    return frame if chosen.duplicates else frame.drop_duplicates()
-
-
-def read_durations(
-    source: Source,  # annotation JSON as a path or a dict; a table has no durations
-) -> dict[str, float]:  # in the unit of its segments, of the videos that have one
-    "The durations in an annotation JSON."
-    if isinstance(source, pd.DataFrame):
-        return {}
-    given = {video: entry.get("duration") for video, entry in _section(source, "database").items()}
-    return {v: float(d) for v, d in given.items() if type(d) in (int, float) and 0 < d <= LARGEST}
+    chosen = choose_protocol(protocol)
+    return _instances(source, _listed(source), chosen)
 
 # %% ../nbs/41_protocols.ipynb #13c00005
 class Case(NamedTuple):
@@ -340,19 +334,18 @@ def _note_alarms(truth: pd.DataFrame, detections: pd.DataFrame, given: int) -> d
 
 # %% ../nbs/41_protocols.ipynb #c9b2ab0c
 def _note_undetected(
-    truth: pd.DataFrame, detections: pd.DataFrame, subset_of: Mapping[str, str], protocol: Protocol
+    truth: pd.DataFrame, detections: pd.DataFrame, entries: Mapping[str, Entry], protocol: Protocol
 ) -> dict[str, int]:
     "How many annotated videos have no detection, and of which subsets they are. Nothing where all have none: an alarm."
-    detected = truth["video"].isin(detections["video"])
-    if not detected.any():
+    missed = truth["video"][~truth["video"].isin(detections["video"])].unique()
+    if not 0 < len(missed) < truth["video"].nunique():
         return {}
-    missed = truth["video"][~detected].unique()
-    counts = Counter(subset_of.get(video, "") for video in missed)
+    counts = Counter(entries.get(video, Entry()).subset for video in missed)
     parts = [f"{n} of subset {shown(subset)}" if subset else f"{n} of no subset" for subset, n in counts.most_common(5)]
     of = f" ({', '.join(parts)})" if any(counts) else ""
-    several = len(set(subset_of.values())) > 1 and not (protocol.subsets or protocol.videos)
+    several = len({entry.subset for entry in entries.values()}) > 1 and not (protocol.subsets or protocol.videos)
     fix = "; choose with --subset, or with choose_protocol" if several else ""
-    return {f"annotated videos without a detection{of}, all their instances missed{fix}": len(missed)} if counts else {}
+    return {f"annotated videos without a detection{of}, all their instances missed{fix}": len(missed)}
 
 # %% ../nbs/41_protocols.ipynb #ea3f965e
 def read_case(
@@ -367,19 +360,19 @@ def read_case(
         return ground_truth
     if detections is None:
         raise DataError("the detections are missing; give them after the ground truth")
-    chosen, source = choose_protocol(protocol), ground_truth
-    source = source if isinstance(source, pd.DataFrame) else {"database": _section(source, "database")}
-    subset_of, annotated = _subset_of(source), read_ground_truth(source, replace(chosen, ignore_labels=()))
-    names = {"video": list(subset_of or annotated["video"].unique()), "label": list(annotated["label"].unique())}
+    chosen, entries = choose_protocol(protocol), _listed(ground_truth)
+    annotated = _instances(ground_truth, entries, replace(chosen, ignore_labels=()))
+    names = {"video": list(entries or annotated["video"].unique()), "label": list(annotated["label"].unique())}
     every, matched = _in_the_forms_of(names, read_detections(detections))
-    elsewhere = set(subset_of) - _counting_videos(subset_of, chosen) if subset_of else ()
+    elsewhere = set(entries) - _counting_videos(entries, chosen) if entries else ()
     truth, counting = _counting(annotated, chosen), _counting(every[~every["video"].isin(elsewhere)], chosen)
     notes = _note_alarms(truth, counting, len(every))
-    if isinstance(source, pd.DataFrame) and chosen.subsets and chosen.name not in PROTOCOLS:
+    if isinstance(ground_truth, pd.DataFrame) and chosen.subsets and chosen.name not in PROTOCOLS:
         notes["subsets asked for of a table, which has none: all of its videos count"] = 1
     if len(counting) < len(every):
         notes["detections left out by the protocol"] = len(every) - len(counting)
-    notes |= matched | _note_undetected(truth, every, subset_of, chosen)
+    notes |= matched | _note_undetected(truth, every, entries, chosen)
     ignored = annotated[_is_one_of(annotated["label"], chosen.ignore_labels)]
     ranked = counting.sort_values("score", ascending=False, kind="stable")
-    return Case(chosen, truth, ignored, ranked, read_durations(source), notes)
+    durations = {video: entry.duration for video, entry in entries.items() if entry.duration is not None}
+    return Case(chosen, truth, ignored, ranked, durations, notes)
