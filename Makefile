@@ -76,7 +76,8 @@ kill: .venv/.ok  ## kill training runs and studies KILLS times and see that noth
 INPUTS ?= 100000
 
 fuzz: .venv/.ok  ## send INPUTS hostile files to all readers: only a DataError may come out
-	$(BIN)/python tests/fuzz_readers.py --inputs $(INPUTS) --seed $(SEED)
+	INPUTS=$(INPUTS) $(BIN)/pytest -q -rP tests/test_hostile.py -k data_errors_only --numprocesses 2 \
+	  --hypothesis-profile fuzz --hypothesis-seed $(SEED)
 
 .venv/.docs: .venv/.ok
 	@$(BIN)/pip install -q -e '.[docs]'

@@ -14,6 +14,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=int(os.environ.get("INPUTS", 100_000)))
 hypothesis.settings.load_profile("unhurried")
 
 HERE = Path(__file__).resolve().parent

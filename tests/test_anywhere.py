@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from contextlib import suppress
 from types import SimpleNamespace
 
 import pandas as pd
@@ -14,7 +13,6 @@ from selfdetr.anywhere import attention_maps, diversity_report, layer_maps, self
 from selfdetr.diversity import diversity
 from selfdetr.feedback import FeedbackConfig, decoder_guidance, feedback_loss
 from selfdetr.model import ModelConfig, SelfDETR
-from selfdetr.video import optional
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PARTS = ("encoder", "decoder", "cross")
@@ -22,8 +20,10 @@ PARTS = ("encoder", "decoder", "cross")
 
 @pytest.fixture(scope="module")
 def transformers():
-    with suppress(ImportError):  # transformers imports it: one built for another PyTorch is mended first
-        optional("torchvision")
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):  # RuntimeError: built for another PyTorch; transformers then does without
+        sys.modules["torchvision"] = None
     library = pytest.importorskip("transformers", reason="the extra `huggingface` (transformers) is not installed")
     library.logging.set_verbosity_error()
     return library

@@ -1,6 +1,5 @@
 """Features from video: the right frames at the right seconds, whole files or none, and one line for what is wrong."""
 
-import importlib.util
 import json
 import os
 import resource
@@ -22,14 +21,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 av = pytest.importorskip("av")
-if importlib.util.find_spec("torchvision") is None:  # its import fails beside a torch without CUDA: `optional` mends it
-    pytest.skip("torchvision is not installed", allow_module_level=True)
+try:
+    import torchvision
+except (ImportError, RuntimeError) as error:  # not installed, or built for another PyTorch
+    torchvision, WHY = None, f"torchvision cannot be imported: {error}"
+else:
+    WHY = ""
+needs_torchvision = pytest.mark.skipif(torchvision is None, reason=WHY)
 
 from selfdetr import video  # noqa: E402
 from selfdetr.data import DataError, TimeGrid, load_dataset, read_annotations, read_settings  # noqa: E402
 from selfdetr.inference import InferenceConfig, detect  # noqa: E402
 from selfdetr.model import ModelConfig, SelfDETR  # noqa: E402
-from selfdetr.video import Extractor, Header, VideoError, extract, extract_videos, find_videos, read_frames  # noqa: E402
+from selfdetr.video import Extractor, VideoError, _Header, extract, extract_videos, find_videos, read_frames  # noqa: E402
 
 HEIGHT, WIDTH = 32, 48
 NTSC = Fraction(30000, 1001)
@@ -160,7 +164,7 @@ def test_frames_at_uneven_times_are_shown_for_as_long_as_they_were(tmp_path):
 def test_at_rate_is_what_is_on_screen(gaps, fps, begin):
     times = np.concatenate([[0.0], np.cumsum(gaps)])
     interval = float(np.mean(gaps)) if gaps else 0.04
-    shown = list(video.at_rate(((begin + time, i) for i, time in enumerate(times)), fps, interval))
+    shown = list(video._at_rate(((begin + time, i) for i, time in enumerate(times)), fps, interval))
     for slot, number in enumerate(shown):
         assert times[number] <= slot / fps + interval / 4 + 1e-6
         assert number + 1 == len(times) or times[number + 1] > slot / fps + interval / 4 - 1e-6
@@ -172,7 +176,7 @@ def test_at_rate_is_what_is_on_screen(gaps, fps, begin):
        digits=st.sampled_from([3, 4, 9]))
 def test_rounded_time_stamps_neither_double_nor_drop_a_frame(fps, frames, digits):
     timed = ((round(i / fps, digits), i) for i in range(frames))
-    assert list(video.at_rate(timed, fps, 1 / fps)) == list(range(frames))
+    assert list(video._at_rate(timed, fps, 1 / fps)) == list(range(frames))
 
 
 # Steps: as many as there are whole snippets, and what is in them.
@@ -181,7 +185,7 @@ def test_rounded_time_stamps_neither_double_nor_drop_a_frame(fps, frames, digits
 @given(frames=st.integers(0, 90), snippet=st.integers(1, 20), stride=st.integers(1, 24), batch=st.integers(1, 9))
 def test_snippets_of_every_length(frames, snippet, stride, batch):
     pictures = [torch.full((3, 1, 1), i) for i in range(frames)]
-    batches = list(video.snippets(iter(pictures), snippet, stride, batch))
+    batches = list(video._snippets(iter(pictures), snippet, stride, batch))
     assert all(len(each) == batch for each in batches[:-1])
     found = [clip[0, :, 0, 0].tolist() for each in batches for clip in each]
     steps = wanted_steps(frames, snippet, stride)
@@ -209,14 +213,14 @@ def test_the_size_of_a_batch_changes_nothing(tmp_path):
 def test_nothing_is_kept_of_a_long_video(tmp_path, monkeypatch):
     drawn = count()
     endless = (torch.full((3, 1, 1), next(drawn)) for _ in count())
-    first = next(video.snippets(endless, snippet=16, stride=4, batch=3))
+    first = next(video._snippets(endless, snippet=16, stride=4, batch=3))
     assert len(first) == 3 and next(drawn) == 16 + 2 * 4  # no frame more than the batch needs
 
     most = {}
     for frames in (60, 240):
         path, alive, peak = flashes(tmp_path / f"{frames}.mp4", frames, {3}), [], [0]
 
-        def watched(frame, alive=alive, peak=peak, upright=video.upright):
+        def watched(frame, alive=alive, peak=peak, upright=video._upright):
             picture = upright(frame)
             alive.append(None)
             weakref.finalize(picture, alive.pop)
@@ -224,7 +228,7 @@ def test_nothing_is_kept_of_a_long_video(tmp_path, monkeypatch):
             return picture
 
         with monkeypatch.context() as patch:
-            patch.setattr(video, "upright", watched)
+            patch.setattr(video, "_upright", watched)
             extract(path, make(), TimeGrid(25, 4, 16))
         most[frames] = peak[0]
     assert 1 <= most[60] == most[240] <= 3
@@ -259,9 +263,9 @@ def test_a_rotation_is_applied(tmp_path, degrees):
     assert np.abs(frame.astype(int) - np.rot90(picture, -degrees // 90)).mean() < 8  # clockwise
 
 
+@needs_torchvision
 def test_a_frame_is_prepared_as_the_whole_clip_would_be():
-    models = video.optional("torchvision.models")
-    prepare = models.get_model_weights("r3d_18").DEFAULT.transforms()
+    prepare = torchvision.models.get_model_weights("r3d_18").DEFAULT.transforms()
     extractor = Extractor(Brightest(), prepare)
     clip = np.random.default_rng(0).integers(0, 256, (4, 50, 70, 3), dtype=np.uint8)
     whole = prepare(torch.from_numpy(clip).permute(0, 3, 1, 2))
@@ -424,11 +428,11 @@ def test_videos_of_other_rates(tmp_path):
 
 
 def test_a_rate_or_length_that_no_header_states(films, tmp_path, monkeypatch):
-    assert video.choose_rate({Path("x"): Header(0.0, 0.0)}, None, None)[1] == {
+    assert video._choose_rate({Path("x"): _Header(0.0, 0.0)}, None, None)[1] == {
         Path("x"): "x: does not state its frame rate; give --fps"}
-    monkeypatch.setattr(video, "read_header", lambda *video: Header(25.0, 0.0))
+    monkeypatch.setattr(video, "_read_header", lambda *video: _Header(25.0, 0.0))
     assert len(extract_all([films], tmp_path / "data")[0]) == 3
-    monkeypatch.setattr(video, "read_header", lambda *video: Header(0.0, 0.0))
+    monkeypatch.setattr(video, "_read_header", lambda *video: _Header(0.0, 0.0))
     assert len(extract_all([films], tmp_path / "other", fps=25.0)[0]) == 3
     with pytest.raises(VideoError, match="give --fps"):
         next(read_frames(films / "a.mp4"))
@@ -452,7 +456,7 @@ def test_a_second_run_does_only_what_is_missing(films, tmp_path):
     (data / "features" / "a.npy").unlink()
     whole = (data / "features" / "b.npy").read_bytes()
     (data / "features" / "b.npy").write_bytes(whole[:-8])
-    video.write_json(data / "videos.json", {"database": {
+    video._write_json(data / "videos.json", {"database": {
         name: entry for name, entry in video.read_entries(data).items() if name != "c"}})
     assert extract_all([films], data)[0] == ["a", "b", "c"]
     assert (data / "features" / "b.npy").read_bytes() == whole
@@ -491,8 +495,9 @@ def test_a_folder_has_features_of_one_kind(films, tmp_path):
 
 def test_runs_may_share_a_folder(tmp_path):
     (tmp_path / "features").mkdir()
+    values = np.zeros((3, 2), np.float32)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: video.save(tmp_path, f"v{i}", np.zeros((3, 2), np.float32), 28, 25.0), range(24)))
+        list(pool.map(lambda i: video._save_features(tmp_path, f"v{i}", values, 28, 25.0), range(24)))
     assert len(video.read_entries(tmp_path)) == 24 and not list(tmp_path.rglob("*.part"))
 
 
@@ -501,12 +506,12 @@ def test_two_runs_that_write_one_video_leave_it_whole(tmp_path, monkeypatch):
 
     def write_again(part, path):
         monkeypatch.setattr(os, "replace", real)
-        video.save(tmp_path, "v", np.ones((3, 2), np.float32), 28, 25.0)  # the other run, meanwhile
+        video._save_features(tmp_path, "v", np.ones((3, 2), np.float32), 28, 25.0)  # the other run, meanwhile
         real(part, path)
 
     monkeypatch.setattr(os, "replace", write_again)
     (tmp_path / "features").mkdir()
-    video.save(tmp_path, "v", np.zeros((3, 2), np.float32), 28, 25.0)
+    video._save_features(tmp_path, "v", np.zeros((3, 2), np.float32), 28, 25.0)
     assert not np.load(tmp_path / "features" / "v.npy").any() and not list(tmp_path.rglob("*.part"))
 
 
@@ -515,8 +520,8 @@ def test_a_folder_that_is_full_is_named(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
-        for write in (lambda: video.save(tmp_path, "v", np.zeros((30, 2), np.float32), 28, 25.0),
-                      lambda: video.write_json(tmp_path / "videos.json", {"database": "x" * 200})):
+        for write in (lambda: video._save_features(tmp_path, "v", np.zeros((30, 2), np.float32), 28, 25.0),
+                      lambda: video._write_json(tmp_path / "videos.json", {"database": "x" * 200})):
             with pytest.raises(OSError, match=r"v.* cannot be written \(File too large\); make room there"):
                 write()
     finally:
@@ -544,24 +549,25 @@ CHANNELS = {"mc3_18": 512, "mvit_v1_b": 768, "mvit_v2_s": 768, "r2plus1d_18": 51
             "swin3d_b": 1024, "swin3d_s": 768, "swin3d_t": 768}
 
 
+@needs_torchvision
 @pytest.mark.parametrize("name", CHANNELS)
 def test_networks_of_torchvision_without_their_heads(name):
     with torch.device("meta"):  # shapes alone, nothing is computed
-        network, prepare, weights = video.torchvision_network(name, "none")
+        network, prepare, weights = video._torchvision_network(name, "none")
         out = network.eval()(torch.zeros(2, 3, 16, *prepare.crop_size))
     assert out.shape == (2, CHANNELS[name]) and weights == "random"
 
 
+@needs_torchvision
 def test_weights_are_loaded_without_unpickling(monkeypatch):
-    models = video.optional("torchvision.models")
-    asked, donor = [], models.get_model("r3d_18")
+    asked, donor = [], torchvision.models.get_model("r3d_18")
 
     def fetch(url, **options):
         asked.append((url, options))
         return donor.state_dict()
 
     monkeypatch.setattr(sys.modules["torchvision.models._api"], "load_state_dict_from_url", fetch)
-    network, _, name = video.torchvision_network("r3d_18", "DEFAULT")
+    network, _, name = video._torchvision_network("r3d_18", "DEFAULT")
     assert name == "KINETICS400_V1" and asked[0][1]["weights_only"] is True and asked[0][1]["check_hash"] is True
     assert torch.equal(network.stem[0].weight, donor.stem[0].weight) and isinstance(network.fc, nn.Identity)
 
@@ -570,7 +576,7 @@ def test_weights_are_loaded_without_unpickling(monkeypatch):
 
     monkeypatch.setattr(sys.modules["torchvision.models._api"], "load_state_dict_from_url", offline)
     with pytest.raises(DataError, match=r"no route to host\); fetch them .*/checkpoints/r3d_18-.*\.pth"):
-        video.torchvision_network("r3d_18", "KINETICS400_V1")
+        video._torchvision_network("r3d_18", "KINETICS400_V1")
 
 
 def test_random_weights_are_the_same_every_time_and_said_aloud(hub, capsys):
@@ -588,7 +594,7 @@ def test_random_weights_are_the_same_every_time_and_said_aloud(hub, capsys):
     (":small", "none", "write hub:owner/repo:model"), ("nobody/nothing:", "none", "write hub:owner/repo:model")])
 def test_networks_that_torch_hub_does_not_give(hub, spec, weights, says):
     with pytest.raises(DataError, match=says):
-        video.hub_network(f"hub:{spec.format(hub=hub)}", weights)
+        video._hub_network(f"hub:{spec.format(hub=hub)}", weights)
 
 
 def test_a_repository_is_not_trusted_unasked(monkeypatch):
@@ -598,7 +604,7 @@ def test_a_repository_is_not_trusted_unasked(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load", load)
     with pytest.raises(DataError, match="asks whether you trust owner/repo:branch; run this once in a terminal"):
-        video.hub_network("hub:owner/repo:branch:model", "DEFAULT")
+        video._hub_network("hub:owner/repo:branch:model", "DEFAULT")
 
 
 def test_a_snippet_that_a_network_cannot_take(films, tmp_path):
@@ -617,87 +623,65 @@ def test_a_name_that_no_data_set_may_have_is_refused(tmp_path, name):
         assert "\n" not in str(caught.value)
 
 
-# The command.
+# What is asked for, and what is missing.
 
-def test_the_command(films, tmp_path, hub, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["films", "-o", "data", "--model", f"hub:{hub}:small", "--weights", "none", "--batch", "4"]
-    assert video.main(arguments) == 0
-    out = capsys.readouterr()
-    assert out.out == "data: 3 videos done, 0 complete before, 0 failed\n"
-    assert "RANDOM WEIGHTS" in out.err and "100%" in out.err
-    Path("films/bad.mp4").write_text("not a video")
-    assert video.main([*arguments, "--device", "cpu"]) == 1
-    out = capsys.readouterr()
-    assert out.out == "data: 0 videos done, 3 complete before, 1 failed\n"
-    assert out.err.splitlines()[-1].startswith("selfdetr-features: error: films/bad.mp4: cannot be decoded")
-    assert video.main([*arguments, "--overwrite"]) == 1 and "3 videos done, 0 complete" in capsys.readouterr().out
-    assert video.main([*arguments, "--stride", "16"]) == 2
-    assert "has features with stride 4, these would have 16" in capsys.readouterr().err
-    assert video.main(["films/a.mp4", *arguments[1:2], "halves", *arguments[3:], "--half", "--fps", "30000/1001",
-                       "--snippet", "8", "--stride", "2"]) == 0
-    assert np.load("halves/features/a.npy").dtype == np.float16
-    assert read_settings(Path("halves")) == {
+@needs_torchvision
+def test_networks_and_weights_that_torchvision_does_not_have():
+    with pytest.raises(DataError, match="there is no video network 'r3d'; choose one of mc3_18"):
+        video.make_extractor("r3d", device="cpu")
+    with pytest.raises(DataError, match="r3d_18 has no weights 'BEST'; choose KINETICS400_V1, DEFAULT or none"):
+        video.make_extractor("r3d_18", "BEST", "cpu")
+
+
+@needs_torchvision
+@pytest.mark.parametrize("height, width", [(48, 64), (300, 257), (256, 256)])
+def test_other_networks_get_what_mvit_v2_s_gets(height, width):
+    frames = torch.randint(256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    wanted = torchvision.models.get_model_weights("mvit_v2_s").DEFAULT.transforms()(frames)
+    assert torch.equal(video._as_pytorchvideo(frames), wanted)
+
+
+def test_a_network_of_a_hub_from_files_to_a_folder(films, tmp_path, hub):
+    extractor = video.make_extractor(f"hub:{hub}:small", "none", "cpu", half=True)
+    (films / "bad.mp4").write_text("not a video")
+    done, failed = extract_all([films], tmp_path / "data", extractor, fps=30000 / 1001, snippet=8, stride=2, batch=4)
+    assert done == ["a", "b", "c"] and list(failed) == [films / "bad.mp4"]
+    assert np.load(tmp_path / "data" / "features" / "a.npy").dtype == np.float16
+    assert read_settings(tmp_path / "data") == {
         "fps": 30000 / 1001, "stride": 2, "snippet": 8,
         "description": {"model": f"hub:{hub}:small", "weights": "random", "float16": True}}
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (["films"], "required: -o/--output"),
-    ([], "required: VIDEO_OR_FOLDER"),
-    (["film"], "film: no such file or folder"),
-    (["empty"], "empty: holds no videos"),
-    (["films", "more"], "would both be 'a'; rename one"),
-    (["films", "--stride", "0"], "--stride: '0'; give a whole number from 1"),
-    (["films", "--snippet", "1.5"], "--snippet: '1.5'; give a whole number from 1"),
-    (["films", "--fps=-25"], "--fps: frame rate '-25'; give frames a second above 0"),
-    (["films", "--fps", "1/0"], "--fps: frame rate '1/0'"),
-    (["films", "--fps", "nan"], "--fps: frame rate 'nan'"),
-    (["films", "--batch", "many"], "--batch: 'many'; give a whole number from 1"),
-    (["films", "--model", "r3d"], "there is no video network 'r3d'; choose one of mc3_18"),
-    (["films", "--weights", "BEST"], "r3d_18 has no weights 'BEST'; choose KINETICS400_V1, DEFAULT or none"),
-    (["films", "--model", "hub:{hub}:small", "--weights", "defualt"], "has no weights 'defualt'; give DEFAULT"),
-    (["films", "--device", "tpu9"], "device 'tpu9'"),
-    (["films", "--device", "cuda:99"], "device 'cuda:99'"),
-    (["films", "-o", "films/a.mp4"], "a.mp4 is a file"),
-    (["films", "-o", "films/a.mp4/data"], "a.mp4 is a file"),
-    (["films", "-o", "half"], "half/features is a file"),
-    (["films", "-o", "other"], "dataset.json"),
-    (["films", "--resume"], "unrecognized arguments: --resume"),
-])
-def test_wrong_arguments_are_one_line_and_status_2(films, hub, arguments, says, capsys, monkeypatch):
-    monkeypatch.chdir(films.parent)
-    monkeypatch.setattr(video, "opened", None)  # no video is opened
-    if "-o" in arguments:
-        monkeypatch.setattr(video, "make_extractor", None)  # no weights are loaded
-    arguments = [each.format(hub=hub) for each in arguments]
-    for name, content in {"half/features": "", "other/dataset.json": "{"}.items():
-        Path(name).parent.mkdir()
-        Path(name).write_text(content)
+def test_places_without_videos(films, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("more").mkdir()
     flashes(Path("more/a.mov"), 20, {3})
-    output = ["-o", "data"] if arguments != ["films"] and "-o" not in arguments else []
-    assert video.main([*arguments, *output]) == 2
-    out = capsys.readouterr()
-    assert out.out == "" and len(out.err.splitlines()) == 1 and says in out.err
-    assert out.err.startswith("selfdetr-features: error: ") and not Path("data").exists()
+    for places, says in ((["film"], "film: no such file or folder"), (["empty"], "empty: holds no videos"),
+                         (["films", "more"], "would both be 'a'; rename one")):
+        with pytest.raises(DataError, match=says):
+            find_videos(places)
 
 
-def test_help_and_a_length_that_is_stated_wrongly(films, tmp_path, capsys, monkeypatch):
-    with pytest.raises(SystemExit) as stop:
-        video.main(["--help"])
-    assert stop.value.code == 0 and "which runs that repository's code" in " ".join(capsys.readouterr().out.split())
-    monkeypatch.setattr(video, "read_headers", lambda videos: ({p: Header(25.0, 0.1) for p in videos.values()}, {}))
+@pytest.mark.parametrize("device", ["tpu9", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused_before_a_network_is_loaded(monkeypatch, device):
+    monkeypatch.setattr(video, "_torchvision_network", None)
+    with pytest.raises(DataError, match=f"device '{device}'"):
+        video.make_extractor("r3d_18", device=device)
+
+
+def test_a_length_that_is_stated_wrongly(films, tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "_read_headers", lambda videos: ({p: _Header(25.0, 0.1) for p in videos.values()}, {}))
     assert len(extract_videos(find_videos([films]), tmp_path / "data", make())[0]) == 3  # the bar runs over its end
 
 
-def test_without_the_extra(monkeypatch, films, capsys):
-    monkeypatch.setitem(sys.modules, "av", None)
+def test_without_the_extra(monkeypatch, films):
+    for name in ("av", "torchvision"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"av cannot be imported .*pip install 'selfdetr\[video\]'"):
         next(read_frames(films / "a.mp4"))
-    assert video.main([str(films), "-o", str(films / "data")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(ImportError, match=r"torchvision cannot be imported .*pip install 'selfdetr\[video\]'"):
+        video.make_extractor("r3d_18", "none", "cpu")
     code = "import sys, selfdetr.video; sys.exit(bool({'av', 'torchvision'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -714,7 +698,7 @@ def test_from_video_to_detections(tmp_path):
     for name, entry in entries.items():
         entry["subset"] = "test" if name == "c" else "training"
         entry["annotations"] = [{"label": "flash", "segment": [0.6, 1.0]}]
-    video.write_json(data / "annotations.json", {"database": entries})
+    video._write_json(data / "annotations.json", {"database": entries})
     dataset = load_dataset(data)
     grid = TimeGrid(25, 4, 16)
     assert dataset.classes == ("flash",) and dataset.channels == 2 and not any(dataset.report.values())
