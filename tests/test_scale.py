@@ -81,56 +81,6 @@ def many(tmp_path_factory):
     return folder / "data"
 
 
-def test_thousands_of_mapped_recordings_need_few_open_files(many):
-    script = f"""
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-from selfdetr.data import load_dataset, training_windows
-from selfdetr.trainer import epoch_batches
-dataset = load_dataset({str(many)!r})
-windows = training_windows(dataset, length=64)
-taken = [windows.batch(indices) for indices in epoch_batches(len(windows), 100, 0, 0)]
-print(len(dataset.videos), sum(len(batch.features) for batch in taken) >= len(windows) - 100)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "2000 True\n", done.stderr
-
-
-def recording(hours):
-    "A recording of so many hours with an action every seven seconds, and no features."
-    grid, start = TimeGrid(6), np.arange(0, hours * 3600 - 7, 7.0)
-    steps, labels = hours * 3600 * 6, np.zeros(len(start), dtype=np.int64)
-    video = Video("one", "train", hours * 3600.0, grid, steps, 0, np.stack([start, start + 4], axis=1), labels)
-    return Dataset(Path("none"), ("action",), (video,), 4, None)
-
-
-def test_cutting_a_long_recording_grows_with_its_length(monkeypatch):
-    compared = []
-
-    def counting(segments, labels, start, valid, keep, real=data.window_targets):
-        compared.append(len(segments) * len(start))
-        return real(segments, labels, start, valid, keep)
-
-    monkeypatch.setattr(data, "window_targets", counting)
-    work = []
-    for hours in (2, 20):
-        compared.clear()
-        training_windows(recording(hours))
-        work.append(sum(compared))
-    assert 9 * work[0] < work[1] < 11 * work[0]
-
-
-def test_standardising_holds_the_features_once(peak_bytes):
-    values = np.random.default_rng(0).standard_normal((200_001, 4), dtype=np.float32)
-    nothing = np.zeros((0, 2)), np.zeros(0, dtype=np.int64)
-    video = Video("one", "train", 2e5, TimeGrid(1), 200_000, 0, *nothing)
-    expected = values[:-1].mean(axis=0, dtype=np.float64), values[:-1].std(axis=0, dtype=np.float64)
-    dataset = Dataset(Path("none"), ("action",), (video,), 4, values)
-    most, dataset = peak_bytes(lambda: standardise(dataset), times=1)  # in place
-    assert most < 0.5 * values.nbytes
-    assert np.array_equal(dataset.scale, np.stack(expected).astype(np.float32))
-
-
 def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
     taken = []
 
@@ -146,17 +96,3 @@ def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
         assert max(taken) == {128: 16, 256: 16, 512: 4, 4096: 1}[length]
 
 
-def test_the_hash_of_a_mapped_recording_holds_a_block_of_it(tmp_path, peak_bytes):
-    folder = tmp_path / "data"
-    (folder / "features").mkdir(parents=True)
-    database = {}
-    for name, subset in (("a", "training"), ("b", "test")):
-        np.save(folder / "features" / f"{name}.npy", np.ones((40_000, 64), np.float16))
-        instances = [{"label": "x", "segment": [1, 2]}]
-        database[name] = {"subset": subset, "duration": 4000, "annotations": instances}
-    (folder / "annotations.json").write_text(json.dumps({"database": database}))
-    said = {"fps": 10, "stride": 1, "snippet": 1}
-    (folder / "dataset.json").write_text(json.dumps(said | {"in_memory": False}))
-    most, digest = peak_bytes(load_dataset(folder).hash)
-    assert most < 0.6 * (folder / "features" / "a.npy").stat().st_size
-    assert digest == load_dataset(folder, in_memory=True).hash()  # the same content
