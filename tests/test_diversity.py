@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from selfdetr.diversity import collapse_report, column_distances, diversity, relative_diversity
+from selfdetr.diversity import _column_distances, collapse_report, diversity, relative_diversity
 from selfdetr.model import ModelConfig, SelfDETR
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -65,7 +65,7 @@ def test_diversity_is_a_distance_to_maps_of_equal_rows(seed, size, scale, over):
 def before(maps):
     "The measure as trained runs have used it as a loss from the first version on, statement by statement."
     maps = maps.float()
-    by_column = column_distances(maps).amax(-1).clamp(min=0)
+    by_column = _column_distances(maps).amax(-1).clamp(min=0)
     by_row = torch.cdist(maps, maps, p=1).amax(-1)
     return (by_column * by_row).sqrt().amin(-1)
 
