@@ -250,7 +250,7 @@ def _finished(
     lasting = times[:, 1] > times[:, 0]
     merged = merge(raw.assign(start=times[:, 0], end=times[:, 1])[lasting], config)
     for number, (recording, _) in recordings.items():
-        yield recording, merged.loc[merged.video == number, DETECTION_COLUMNS[1:]].reset_index(drop=True)
+        yield recording, merged[merged.video == number].drop(columns="video").reset_index(drop=True)
 
 # %% ../nbs/35_inference.ipynb #64696bec
 def detect_recordings(
