@@ -13,9 +13,9 @@ import torch
 
 from selfdetr import onnx
 from selfdetr.data import DataError, TimeGrid, WindowConfig
+from selfdetr.designs import DesignConfig, make_model
 from selfdetr.detector import Detector, DetectorConfig, export_detector, write_detector
 from selfdetr.inference import InferenceConfig
-from selfdetr.model import ModelConfig, make_model
 from selfdetr.onnx import export_onnx
 
 SIZE = dict(dim=32, heads=4, hidden=32, queries=8, norm_groups=4, encoder_layers=1, decoder_layers=2)
@@ -27,7 +27,7 @@ CONFIG = DetectorConfig(
 def some_model(**changes):
     "A model whose scores differ from window to window, which those of an untrained one hardly do."
     torch.manual_seed(3)
-    model = make_model(ModelConfig(channels=8, classes=3, **SIZE, **changes)).eval()
+    model = make_model(DesignConfig(channels=8, classes=3, **SIZE, **changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
