@@ -63,12 +63,6 @@ def _explain_names(names: Sequence[str], spare: Sequence[Path], files: FeatureFi
             meant[name] = path, "; ".join(filter(None, parts))
     return meant
 
-# %% ../../nbs/47_check_features.ipynb #69c36e78
-def _other_folders(folder: Path) -> list[str]:
-    "Settings that name a folder of a data set in which there are files of features."
-    there = {path.parent.name: path.suffix[1:] for path in sorted(folder.glob("*/*.*"))}
-    return [f'write "features": "{name}" in dataset.json' for name, kind in there.items() if kind in READERS]
-
 # %% ../../nbs/47_check_features.ipynb #1d000104
 def _check_names(
     annotations: Annotations, files: FeatureFiles, findings: Findings
@@ -78,7 +72,9 @@ def _check_names(
     try:
         check_feature_folder(folder)
     except DataError as error:
-        message = "; or ".join([str(error).removeprefix(f"{folder}: "), *_other_folders(findings.folder)])
+        there = {path.parent.name: path.suffix[1:] for path in sorted(findings.folder.glob("*/*.*"))}
+        others = [f'write "features": "{name}" in dataset.json' for name, kind in there.items() if kind in READERS]
+        message = "; or ".join([str(error).removeprefix(f"{folder}: "), *others])
         findings.add("feature folder", findings.short(folder), message)
         return {}
     with trying(findings.take, "feature file", str(folder)):
