@@ -196,8 +196,7 @@ def check_folder(
     path = in_form_there(folder / settings.annotations)
     findings.facts |= _annotation_facts(annotations, path, files, recordings, findings)
     _check_use(folder, settings, standardised, findings)
-    videos = [video for video in annotations.videos if video.name in recordings and video.name in grids]
-    if videos:
+    if videos := [video for video in annotations.videos if video.name in recordings and video.name in grids]:
         sizes = {name: (resize or each.steps, each.channels) for name, each in recordings.items()}
         placed = place_videos(videos, grids, sizes, {})
         dataset = Dataset(folder, annotations.classes, placed, next(iter(sizes.values()))[1], None)
