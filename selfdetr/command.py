@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .data.files import DataError, check_output, keep_apart, one_line, shown  # noqa: F401  # moved
-from .data.timegrid import CLOCK, FRAMES, NUMBER, clock_seconds, parse_rate, parse_time  # noqa: F401  # moved
+from .data.timegrid import clock_seconds, parse_rate, parse_time  # noqa: F401  # moved
 
 # %% ../nbs/57_command.ipynb #02c0000c
 def argument(
