@@ -306,7 +306,7 @@ def test_no_name_of_a_video_leads_out(folder, tmp_path, name):
     (folder / "annotations.json").write_text(json.dumps(content))
     refused(lambda: load_dataset(folder), "annotations.json", "no name inside the folder")
     findings = check.check_folder(folder, window=16)
-    assert [row.fix[:5] for row in findings.found if row.kind == "video name"] == ["write"]
+    assert [row.mend[:5] for row in findings.found if row.kind == "video name"] == ["write"]
     before = sorted(tmp_path.rglob("*"))
     refused(lambda: simulate.make_dataset(tmp_path / "made", annotations=folder / "annotations.json"))
     assert sorted(tmp_path.rglob("*")) == before
@@ -457,7 +457,7 @@ def test_mapping_what_cannot_be_mapped_is_a_warning(folder, kind, words):
         load_dataset(folder, in_memory=False, feature_format=kind)
     assert [str(one.message).split(", and ")[1].split(";")[0] for one in caught] == ([words] if words else [])
     found = check.check_folder(folder, window=16, in_memory=False, feature_format=kind)
-    assert [row.problem for row in found.found if "in_memory" in row.problem] == (
+    assert [row.what for row in found.found if "in_memory" in row.what] == (
         ["in_memory is false, and every window unpacks its whole .npz file"] if words else [])
 
 
