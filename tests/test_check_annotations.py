@@ -5,15 +5,9 @@ import json
 
 import pytest
 from checking import SMALL, kinds, of
-from test_data import COMPOSED, DECOMPOSED, annotation, database, edit, write
+from sports import COMPOSED, DECOMPOSED, annotation, database, edit
 
 from selfdetr.check.folder import check_folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write(tmp_path / "sports")
-
 
 ITEM = {"video": "a", "segment": [1, 2], "label": "run"}
 FOREIGN = {

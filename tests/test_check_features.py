@@ -7,18 +7,14 @@ import numpy as np
 import pytest
 import torch
 from checking import kinds, of, rename
-from test_data import COMPOSED, DECOMPOSED, SEVERAL, SPOILED, edit, save, write
+from sports import COMPOSED, DECOMPOSED, edit, save, write
+from test_data_dataset import SPOILED
+from test_data_features import SEVERAL
 
 from selfdetr.check.features import Measured, _check_lengths, _explain_names
 from selfdetr.check.findings import Findings
 from selfdetr.check.folder import check_folder
 from selfdetr.data import FeatureFiles, TimeGrid, load_dataset
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write(tmp_path / "sports")
-
 
 RENAMED = [
     (lambda p: p.with_name(f"v_{p.name}"), ["v_a.npy", '"prefix": "v_"']),

@@ -3,18 +3,11 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from checking import of, rename
-from test_data import annotation, edit, write
+from sports import annotation, edit, write
 
 from selfdetr.check.findings import Findings
 from selfdetr.check.folder import check_folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write(tmp_path / "sports")
 
 
 def test_a_message_is_not_cut_inside_a_name(folder):

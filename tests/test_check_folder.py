@@ -8,16 +8,12 @@ import pytest
 from checking import SMALL, kinds, of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_data import SPOILED, annotation, edit, save, write
+from sports import annotation, edit, save, write
+from test_data_dataset import SPOILED
 
 from selfdetr import data
-from selfdetr.check.folder import check_folder, _round_to_steps
+from selfdetr.check.folder import _round_to_steps, check_folder
 from selfdetr.data import DataError, TimeGrid, load_dataset
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write(tmp_path / "sports")
 
 
 def test_a_clean_folder_has_no_finding(tiny_folder):
@@ -94,7 +90,7 @@ ENTRY = THING | st.fixed_dictionaries({
 SETTING = st.sampled_from("stride fps classes subsets resize min_seconds prefix ignore_labels y".split())
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     entries=st.dictionaries(st.sampled_from("abcde"), ENTRY, max_size=5) | THING,
     changes=st.dictionaries(SETTING, THING, max_size=2),

@@ -9,17 +9,11 @@ import pytest
 from checking import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
-from test_data import annotation, database, save, write
+from sports import annotation, database, save
 
 from selfdetr.check.folder import check_folder
 from selfdetr.check.tables import VIDEOS, _draw_subsets, import_segments
 from selfdetr.data import DataError, load_dataset
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write(tmp_path / "sports")
-
 
 ROWS = [("a", 1, 3, "run"), ("a", 5, 8.5, "jump"), ("b", 0, 2, "run"), ("c", 2, 4, "jump")]
 

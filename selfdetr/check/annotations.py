@@ -52,13 +52,6 @@ def _name_layout(content: Any) -> tuple[str, str] | None:
         (isinstance(first, list), "a list of segments for each video", _AS_CSV)]
     return next(((name, fix) for there, name, fix in layouts if there), None)
 
-
-def _layout_of(path: Path) -> tuple[str, str] | None:
-    "The layout of a file, and how to fix it; None where it is none of these, or cannot be read."
-    with suppress(DataError):
-        return _name_layout(parse_json(read_text(path), str(path), lambda *_: None))
-    return None
-
 # %% ../../nbs/46_check_annotations.ipynb #6772eaf6
 _SEGMENT_LINE = re.compile(r"\s*\S+[ \t]+\d+(\.\d+)?[ \t]+\d+(\.\d+)?[ \t]*$", re.M)
 
@@ -167,11 +160,11 @@ def check_annotations(
     item = findings.short(path)
 
     def take(kind: str, where: str, error: DataError) -> None:
-        layout = _layout_of(path) if kind == "annotation file" else None
-        if layout:
-            findings.add("annotation layout", item, f"is {layout[0]}", fix=layout[1])
-        else:
-            findings.take(kind, where, error, "dataset.json" if kind == "classes" else "")
+        if kind == "annotation file":
+            with suppress(DataError):
+                if layout := _name_layout(parse_json(read_text(path), str(path), lambda *_: None)):
+                    return findings.add("annotation layout", item, f"is {layout[0]}", fix=layout[1])
+        findings.take(kind, where, error, "dataset.json" if kind == "classes" else "")
 
     annotations = read_annotations(
         path, train=subsets.train if train is None else train, test=subsets.test if test is None else test,

@@ -63,32 +63,36 @@ def _explain_names(names: Sequence[str], spare: Sequence[Path], files: FeatureFi
             meant[name] = path, "; ".join(filter(None, parts))
     return meant
 
-# %% ../../nbs/47_check_features.ipynb #69c36e78
-def _other_folders(folder: Path) -> list[str]:
-    "Settings that name a folder of a data set in which there are files of features."
-    there = {path.parent.name: path.suffix[1:] for path in sorted(folder.glob("*/*.*"))}
-    return [f'write "features": "{name}" in dataset.json' for name, kind in there.items() if kind in READERS]
-
 # %% ../../nbs/47_check_features.ipynb #1d000104
+def _check_feature_folder(files: FeatureFiles, videos: Sequence[str], findings: Findings) -> bool:
+    "Whether there is a folder of features; one file of two videos, and names in another Unicode form."
+    folder, report = files.folder, Report()
+    try:
+        check_feature_folder(folder)
+    except DataError as error:
+        there = {path.parent.name: path.suffix[1:] for path in sorted(findings.folder.glob("*/*.*"))}
+        others = [f'write "features": "{name}" in dataset.json' for name, kind in there.items() if kind in READERS]
+        message = "; or ".join([str(error).removeprefix(f"{folder}: "), *others])
+        findings.add("feature folder", findings.short(folder), message)
+        return False
+    with trying(findings.take, "feature file", str(folder)):
+        find_files(files, videos, report)
+    for case in report.get("other form", []):
+        findings.add("other form", findings.short(folder), case)
+    return True
+
+# %% ../../nbs/47_check_features.ipynb #486f644a
 def _check_names(
     annotations: Annotations, files: FeatureFiles, findings: Findings
 ) -> dict[str, Path]:  # the videos with a file, under the right name or under another
     "Which of the videos that are used have features, and what became of the others."
-    folder, report, splits = files.folder, Report(), {video.name: video.split for video in annotations.videos}
-    try:
-        check_feature_folder(folder)
-    except DataError as error:
-        message = "; or ".join([str(error).removeprefix(f"{folder}: "), *_other_folders(findings.folder)])
-        findings.add("feature folder", findings.short(folder), message)
+    splits = {video.name: video.split for video in annotations.videos}
+    if not _check_feature_folder(files, list(splits), findings):
         return {}
-    with trying(findings.take, "feature file", str(folder)):
-        find_files(files, splits, report)
-    for case in report.get("other form", []):
-        findings.add("other form", findings.short(folder), case)
     wanted = {name: files.path(name) for name in annotations.entries}
     here = {name: wanted[name] for name in splits if wanted[name].exists()}
-    missing, known = [name for name in splits if name not in here], set(wanted.values())
-    spare = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "." and path not in known]
+    missing, known, every = [name for name in splits if name not in here], set(wanted.values()), files.folder.iterdir()
+    spare = [path for path in sorted(every) if path.is_file() and path.name[0] != "." and path not in known]
     meant, filled = _explain_names(missing, spare, files), {splits[name] for name in here}
     for name in missing:
         path, fix = meant.get(name, (None, ""))

@@ -41,7 +41,7 @@ ROLES = {  # role of a column -> what it is usually called, with _ for all that 
     "duration": r"(video_)?duration(_(s|sec|seconds))?",
 }
 
-
+# %% ../../nbs/49_import.ipynb #a75629ee
 def _refuse_unknown(columns: Mapping[str, str], ignore: Sequence[str], header: Sequence[str], where: str) -> None:
     "`DataError` for what no column can be, and for a column to ignore that is not there."
     for role in columns.keys() - ROLES.keys():
@@ -163,7 +163,7 @@ def _refuse_other_formats(path: Path) -> None:
     if kind:
         raise DataError(f"{path}: is {kind}; {'unpack it' if kind == 'a gzip file' else 'save it as CSV (UTF-8)'}")
 
-
+# %% ../../nbs/49_import.ipynb #34281616
 def _read_rows(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]]:  # header; line, cells of each
     "A table of text. `DataError` names the file and the way to fix it."
     _refuse_other_formats(regular_file(path))
@@ -215,7 +215,7 @@ def _is_length(row: SegmentRow, fps: float | None) -> bool:
     length, told = row.span[1] - row.span[0], row.duration or 0.0
     return abs(told - length) < 0.05 or (fps is not None and abs(told / fps - length) < 1.5 / fps)
 
-
+# %% ../../nbs/49_import.ipynb #a5109113
 def _settle_durations(
     segments: list[SegmentRow], name: str, fps: float | None, named: bool
 ) -> tuple[list[SegmentRow], list[str]]:
@@ -275,7 +275,7 @@ def _refuse_another(row: SegmentRow, first: SegmentRow, path: str | Path) -> Non
         fix = f"write one path if they are one recording, else own names{such} and features of these"
         raise DataError(f"{path}, line {row.line}: {both}; {fix}")
 
-
+# %% ../../nbs/49_import.ipynb #2225772b
 def _told(rows: Sequence[SegmentRow], name: str) -> Any:  # None where no row says it
     "The subset or duration that the rows of a video say."
     return next((value for row in rows if (value := getattr(row, name)) is not None), None)
@@ -297,7 +297,7 @@ def _join_rows(segments: Sequence[SegmentRow], path: str | Path) -> dict[str, li
                 raise DataError(f"{path}, line {row.line}: {both}; {fix}")
     return videos
 
-
+# %% ../../nbs/49_import.ipynb #00985fe2
 def _note_files(videos: Mapping[str, Sequence[SegmentRow]]) -> list[str]:
     "A note about recordings that are written with more than one ending, if there are any."
     paths = [{_one_form(row.path) for row in rows} for rows in videos.values()]
