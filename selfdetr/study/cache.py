@@ -35,7 +35,8 @@ from selfdetr.data.files import (
     sync_folder,
     write_whole,
 )
-from ..inference import save_detector, write_results
+from ..detector import save_detector
+from ..inference import write_results
 from ..model import SelfDETR
 from ..processes import check_shared, is_first, make_fabric, process_count
 from ..resume import State
@@ -149,7 +150,7 @@ def write_measured(model: SelfDETR, data: Dataset, spec: RunSpec, folder: Path) 
     "Measure a model, write what `MEASURED` lists, and return the metrics."
     detections, metrics = measure(model, data, spec)
     write_results(detections, folder / "detections.json")
-    save_detector(folder, data, spec.inference)
+    save_detector(folder, data, spec.inference, spec.windows)
     return metrics | {"source": source_hash()}
 
 

@@ -25,7 +25,8 @@ from ..data.files import checksum
 from ..designs import make_model, make_objective
 from ..diversity import collapse_report
 from ..evaluation import Evaluation, evaluate
-from ..inference import detect_dataset, fuse_scores, read_video_scores
+from ..fusion import fuse_scores, read_video_scores
+from ..inference import detect_dataset
 from ..model import SelfDETR
 from ..protocols import Protocol
 from ..resume import State
@@ -68,11 +69,11 @@ def measure(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # detections; what is measured, mAP in percent
     "Detect on the test split and measure."
     started = time.monotonic()
-    windows = test_windows(data, spec.windows.length, spec.windows.test_overlap)
-    detections = detect_dataset(model, windows, spec.inference)
+    detections = detect_dataset(model, data, spec.inference, spec.windows)
     if data.video_scores is not None:
         detections = fuse_scores(detections, read_video_scores(data.video_scores))
     result = judge_detections(detections, data)
+    windows = test_windows(data, spec.windows.length, spec.windows.test_overlap)
     per_class = (100 * result.per_class).rename(columns="{:g}".format)
     return detections, {
         "average": 100 * result.average,

@@ -19,7 +19,8 @@ from ..data.config import LARGEST, config_from
 from ..data.files import DataError, check_writable, one_of, parse_json, shown
 from ..designs import check_feedback
 from ..feedback import FeedbackConfig
-from ..inference import InferenceConfig, read_video_scores
+from ..fusion import read_video_scores
+from ..inference import InferenceConfig
 from ..protocols import PROTOCOLS
 from ..relational import DesignLoss
 from ..simulate import SimulatorConfig, make_dataset
