@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURED', 'FILES', 'METRICS', 'file_sum', 'values_sum', 'seal', 'read_metrics', 'check_file', 'damaged', 'Run',
            'read_run', 'work_folder', 'write_measured', 'compute_run', 'measure_again', 'locked', 'publish',
-           'is_complete', 'is_due', 'settle', 'run', 'runs']
+           'source_of', 'is_due', 'settle', 'run', 'runs']
 
 # %% ../../nbs/62_cache.ipynb #cf95721e
 import contextlib
@@ -35,7 +35,8 @@ from selfdetr.data.files import (
     sync_folder,
     write_whole,
 )
-from ..inference import save_detector, write_results
+from ..detector import save_detector
+from ..inference import write_results
 from ..model import SelfDETR
 from ..processes import check_shared, is_first, make_fabric, process_count
 from ..resume import State
@@ -149,7 +150,7 @@ def write_measured(model: SelfDETR, data: Dataset, spec: RunSpec, folder: Path) 
     "Measure a model, write what `MEASURED` lists, and return the metrics."
     detections, metrics = measure(model, data, spec)
     write_results(detections, folder / "detections.json")
-    save_detector(folder, data, spec.inference)
+    save_detector(folder, data, spec.inference, spec.windows)
     return metrics | {"source": source_hash()}
 
 
@@ -211,21 +212,18 @@ def publish(work: Path, folder: Path) -> None:
     os.replace(work, folder)
     sync_folder(folder.parent)
 
-# %% ../../nbs/62_cache.ipynb #028111f0
-def is_complete(folder: Path) -> bool:
-    "Whether a folder holds a finished run."
+# %% ../../nbs/62_cache.ipynb #b15647cd
+def source_of(folder: Path) -> str | None:
+    "The hash of the code that has computed a run; None where there is no complete one."
     try:
-        return bool(read_run(folder))
+        return read_run(folder).metrics["source"]
     except DataError:
-        return False
+        return None
 
 
 def is_due(folder: Path) -> bool:
     "Whether a run has to be computed or measured; a damaged one has not, its reader reports it."
-    try:
-        return not folder.exists() or read_run(folder).metrics["source"] != source_hash()
-    except DataError:
-        return False
+    return not folder.exists() or source_of(folder) not in (None, source_hash())
 
 
 def settle(work: Path, folder: Path, data: Dataset, device: str) -> None:
@@ -258,7 +256,7 @@ def run(
             fabric.barrier()
             check_shared(fabric, work)
             # a complete work folder was left by a process killed just before it could publish it
-            if fabric.broadcast(not folder.exists() and not is_complete(work)):
+            if fabric.broadcast(not folder.exists() and source_of(work) is None):
                 compute_run(spec, data, work, device, progress)
             if fabric.is_global_zero:
                 settle(work, folder, data, device)

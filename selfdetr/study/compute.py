@@ -25,7 +25,8 @@ from ..data.files import checksum
 from ..designs import make_model, make_objective
 from ..diversity import collapse_report
 from ..evaluation import Evaluation, evaluate
-from ..inference import detect_dataset, fuse_scores, read_video_scores
+from ..fusion import fuse_scores, read_video_scores
+from ..inference import detect_dataset
 from ..model import SelfDETR
 from ..protocols import Protocol
 from ..resume import State
@@ -68,11 +69,11 @@ def measure(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # detections; what is measured, mAP in percent
     "Detect on the test split and measure."
     started = time.monotonic()
-    windows = test_windows(data, spec.windows.length, spec.windows.test_overlap)
-    detections = detect_dataset(model, windows, spec.inference)
+    detections = detect_dataset(model, data, spec.inference, spec.windows)
     if data.video_scores is not None:
         detections = fuse_scores(detections, read_video_scores(data.video_scores))
     result = judge_detections(detections, data)
+    windows = test_windows(data, spec.windows.length, spec.windows.test_overlap)
     per_class = (100 * result.per_class).rename(columns="{:g}".format)
     return detections, {
         "average": 100 * result.average,
@@ -84,40 +85,33 @@ def measure(
         "seconds_test": time.monotonic() - started,
     }
 
-# %% ../../nbs/61_compute.ipynb #83f03b38
-_LEAVING = (ast.Return, ast.Yield, ast.YieldFrom, ast.Break, ast.Continue)
-
-
+# %% ../../nbs/61_compute.ipynb #ac635e7d
 class _Essence(ast.NodeTransformer):
     "Leaves of a syntax tree what numbers depend on."
 
-    def visit(self, node: ast.AST) -> ast.AST:
+    def visit(self, node: ast.AST) -> Any:
+        match node:
+            case ast.Assert() | ast.Pass() | ast.Expr(ast.Constant()):
+                return None
+            case ast.Expr(ast.Call(ast.Attribute(ast.Name("warnings")))):
+                return None
+            case ast.AnnAssign(target, _, value):
+                node = ast.Assign([target], value or ast.Constant(None), lineno=0)
         self.generic_visit(node)
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns"):
                 setattr(node, name, None)
-            elif isinstance(value, list) and value and all(isinstance(each, ast.stmt) for each in value):
-                setattr(node, name, self.statements(value) or [ast.Pass()])
-        if isinstance(node, ast.AnnAssign):
-            return ast.Assign([node.target], node.value or ast.Constant(None), lineno=0)
+            elif name in ("body", "orelse", "finalbody") and isinstance(value, list):
+                kept = value or [ast.Pass()] * (name == "body")
+                setattr(node, name, [ast.Raise()] if _only_fails(value) else kept)
         return node
 
-    def statements(self, nodes: list[ast.stmt]) -> list[ast.stmt]:
-        kept = [node for node in nodes if not _is_wording(node)]
-        ends = kept and isinstance(kept[-1], ast.Raise)
-        if ends and not any(isinstance(each, _LEAVING) for node in kept for each in ast.walk(node)):
-            return [ast.Raise(None, None)]
-        return kept
 
-
-def _is_wording(node: ast.stmt) -> bool:
-    "Whether a statement is a docstring, a warning, an assertion or empty."
-    match node:
-        case ast.Assert() | ast.Pass() | ast.Expr(ast.Constant()):
-            return True
-        case ast.Expr(ast.Call(ast.Attribute(ast.Name("warnings")))):
-            return True
-    return False
+def _only_fails(nodes: list[ast.stmt]) -> bool:
+    "Whether statements end in an error, and nothing before it leaves them."
+    leaving = (ast.Return, ast.Yield, ast.YieldFrom, ast.Break, ast.Continue)
+    every = [each for node in nodes for each in ast.walk(node)]
+    return isinstance(nodes[-1] if nodes else None, ast.Raise) and not any(isinstance(each, leaving) for each in every)
 
 # %% ../../nbs/61_compute.ipynb #2ea1bec8
 def _tree_text(node: Any) -> str:
@@ -179,19 +173,18 @@ def code_used(*start: Callable) -> set[tuple[str, str]]:  # (name, what numbers 
             used |= {(name, _value_text(vars(sys.modules[module])[name], left)) for name in names}
     return used
 
-# %% ../../nbs/61_compute.ipynb #13407632
+# %% ../../nbs/61_compute.ipynb #88620b00
+@cache
 def code_hash(*start: Callable) -> str:
     "Hash of the code that functions use."
     return checksum(repr(sorted(code_used(*start))).encode())[:16]
 
 
-@cache
 def training_hash() -> str:
     "Hash of the code that a trained model depends on."
     return code_hash(fit)
 
 
-@cache
 def source_hash() -> str:
     "Hash of all code that a run's numbers depend on: how it is trained, and how it is measured."
     return code_hash(fit, measure)
