@@ -150,8 +150,7 @@ SERIES = {
     "check": Series("checking a data set", "videos", VIDEOS, check, 1, 1, 100_000),
     "search": Series("detection in a data set", "videos", VIDEOS, search, 1, 1, 100_000),
 }  # fmt: skip
-SMOKE = {"channels": (8,), "queries": (4,), "window": (64,), "window-maps": (64,), "training": (16,), "cutting": (0.1,),
-         "index": (4,), "check": (4,), "search": (4,)}  # fmt: skip
+SMOKE = {"recording": (0.01,), "window": (64,), "training": (16,), "cutting": (0.1,), "index": (4,), "check": (4,)}
 
 
 # ---- measuring
