@@ -20,7 +20,10 @@ from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.speed import fuse
 from selfdetr.trainer import loss_terms
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+from scale import write_videos  # noqa: E402
+
 TINY = ModelConfig(channels=4, classes=3, dim=16, heads=2, hidden=16, queries=5, decoder_layers=2, norm_groups=4)
 PEAKS = os.access("/proc/self/clear_refs", os.W_OK)
 linux = pytest.mark.skipif(not PEAKS, reason="peaks of a process are read from /proc, where they can be set back")
@@ -75,12 +78,7 @@ def test_maps_are_kept_only_where_the_feedback_is_trained(fast):
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     "A folder of 400 recordings."
-    folder = tmp_path_factory.mktemp("many")
-    script = (
-        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import scale; scale.write_videos({str(folder)!r}, 400)"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
-    return folder / "data"
+    return write_videos(tmp_path_factory.mktemp("many"), 400)
 
 
 def test_hundreds_of_mapped_recordings_need_few_open_files(many):
