@@ -1,17 +1,15 @@
 """Time and memory of one layer of every kind of attention against the length of the window, and where they cross.
 
-python benchmarks/attention_length.py [--csv FILE] [--plot FILE] [--batch N] [--longest N] [--gigabytes N]
-                                      [--device cpu|cuda] [--again FILE]
+Time is the processor's (on a GPU the clock's), the shortest of half a second of calls; memory is what a call adds to
+the process at its peak. What would need more than about --gigabytes is left out.
 """
 
-import argparse
 import ctypes
 import time
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
+from common import forget_peak, options_of, resident, shortest, torch, verdict
 from torch import nn
 
 from selfdetr.attention import RelativeSelfAttention, SelfAttention
@@ -21,7 +19,7 @@ from selfdetr.speed import fuse
 from selfdetr.transformer import CrossAttention, MLPEncoder
 
 DIM, HEADS, QUERIES, DROPOUT = 256, 8, 40, 0.1
-KINDS = {
+LAYERS = {
     "encoder": {
         "standard": lambda: SelfAttention(DIM, HEADS, DROPOUT),
         "relative": lambda: RelativeSelfAttention(DIM, HEADS, DROPOUT),
@@ -51,7 +49,7 @@ def inputs_of(place, batch, length, device):
 
 def make_call(place, kind, mode, batch, length, device):
     "A function that computes the layer once: forward, and in training backward from output and map."
-    layer, inputs = KINDS[place][kind]().to(device), inputs_of(place, batch, length, device)
+    layer, inputs = LAYERS[place][kind]().to(device), inputs_of(place, batch, length, device)
     more = {}
     if place == "cross":
         centre = torch.rand(batch, QUERIES, 1, device=device)
@@ -71,45 +69,19 @@ def make_call(place, kind, mode, batch, length, device):
     return step
 
 
-def clock(device):
-    "Seconds: of the processor, so that other programs count less; on a GPU by the clock, when it is done."
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def shortest(call, device):
-    "The shortest of at least five times, and of as many as fit into half a second."
-    call()
-    times, began = [], clock(device)
-    while len(times) < 5 or (clock(device) - began < 0.5 and len(times) < 100):
-        start = clock(device)
-        call()
-        times.append(clock(device) - start)
-    return min(times)
-
-
-def status(name):
-    "A line of the process's status, in MB."
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
-
-
 def extra_memory(call, device):
-    "MB that a call takes at its peak beside what there was before; None where the system does not tell."
+    "MB that a call takes at its peak beyond what there was before; None where the system does not tell."
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    if not Path("/proc/self/clear_refs").exists():
-        return None
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = status("VmRSS")
+    if not forget_peak():
+        return None
+    before = resident("VmRSS")
     call()
-    return status("VmHWM") - before
+    return resident() - before
 
 
 def gigabytes(place, kind, mode, batch, length):
@@ -119,91 +91,72 @@ def gigabytes(place, kind, mode, batch, length):
     return 4 * batch * rows * length * (HEADS * dense + 2) * (6 if mode == "train" else 3) / 1e9
 
 
-def measure(options, device):
+def measure(options):
     "A row for every layer, mode and length: ms and MB."
-    lengths = [2**i for i in range(4, 14) if 2**i <= options.longest]
-    rows = []
-    for place in KINDS:
-        for mode in MODES:
-            for kind in KINDS[place]:
-                for length in lengths:
-                    if gigabytes(place, kind, mode, options.batch, length) <= options.gigabytes:
-                        call = make_call(place, kind, mode, options.batch, length, device)
-                        memory = extra_memory(call, device)
-                        ms = 1e3 * shortest(call, device)
-                        rows.append(dict(place=place, mode=mode, kind=kind, length=length, ms=ms, megabytes=memory))
+    device, rows = torch.device(options.device), []
+    timer = time.process_time if options.device == "cpu" else None
+    for place, mode, kind in ((p, m, k) for p in LAYERS for m in MODES for k in LAYERS[p]):
+        for length in (2**i for i in range(4, 14) if 2**i <= options.longest):
+            if gigabytes(place, kind, mode, options.batch, length) <= options.gigabytes:
+                call = make_call(place, kind, mode, options.batch, length, device)
+                memory = extra_memory(call, device)
+                ms = 1e3 * shortest(call, 0.001 if options.smoke else 0.5, timer)
+                rows.append(dict(place=place, mode=mode, kind=kind, length=length, ms=ms, megabytes=memory))
     return pd.DataFrame(rows).astype({"megabytes": float}).round(4)  # NaN where the system does not tell
 
 
-def curves(table):
-    "(place, mode, kind) -> length -> (ms, MB), of the rows that were measured."
-    found = {(place, mode, kind): {} for place in KINDS for mode in MODES for kind in KINDS[place]}
-    for row in table.itertuples():
-        found[row.place, row.mode, row.kind][row.length] = (row.ms, row.megabytes)
-    return found
+def report(table):
+    "Times and memory by length, and deformable attention against standard attention."
+    for (place, mode), rows in table.groupby(["place", "mode"], sort=False):
+        cells = rows.ms.map("{:.2f}".format) + rows.megabytes.map(" ({:.0f})".format)
+        shown = rows.assign(cells=cells).pivot(index="kind", columns="length", values="cells").reindex(LAYERS[place])
+        print(f"\n{place}, {MODES[mode]}: ms (MB) by length\n{shown.fillna('-').to_string()}")
+        ms = rows.pivot(index="length", columns="kind", values="ms")[["deformable", "standard"]].dropna()
+        ratio = ms.deformable / ms.standard
+        slower = ratio.index[ratio >= 1]
+        faster = ratio.index[ratio.index > (slower.max() if len(slower) else 0)]
+        known = 128 if 128 in ratio.index else ratio.index[-1]
+        aim = f" (aim {AIM}: {verdict(ratio[known], AIM)})" if place == "cross" else ""
+        start = f"faster from {faster[0]:,} on" if len(faster) else "never faster"
+        print(f"deformable / standard at {known}: {ratio[known]:.2f}{aim}; ", end="")
+        print(f"at {ratio.index[-1]:,}: {ratio.iloc[-1]:.3f}; {start}")
 
 
-def crossing(ours, theirs):
-    "The first length from which on one curve stays below the other, as far as both were measured."
-    common = sorted(set(ours) & set(theirs))
-    below = [ours[n][0] < theirs[n][0] for n in common]
-    return next((n for i, n in enumerate(common) if all(below[i:])), None)
-
-
-def report(found):
-    for place in KINDS:
-        for mode, what in MODES.items():
-            lengths = sorted({n for kind in KINDS[place] for n in found[place, mode, kind]})
-            print(f"\n{place}, {what}: ms (MB) by length")
-            print(f"{'':<12}" + "".join(f"{n:>16,}" for n in lengths))
-            for kind in KINDS[place]:
-                curve = found[place, mode, kind]
-                cells = (f"{curve[n][0]:.2f} ({curve[n][1]:.0f})" if n in curve else "-" for n in lengths)
-                print(f"{kind:<12}" + "".join(f"{cell:>16}" for cell in cells))
-            ours, theirs = found[place, mode, "deformable"], found[place, mode, "standard"]
-            ratio, start = ours[128][0] / theirs[128][0], crossing(ours, theirs)
-            judged = f" (aim {AIM}: {'met' if ratio <= AIM else 'MISSED'})" if place == "cross" else ""
-            longest = max(set(ours) & set(theirs))
-            print(f"deformable / standard at 128: {ratio:.2f}{judged}; at {longest:,}: ", end="")
-            print(f"{ours[longest][0] / theirs[longest][0]:.3f}; faster from {start:,} on" if start else "never faster")
-
-
-def draw(found, path):
+def draw(table, path):
     figure, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, layout="constrained")
-    for column, place in zip(axes.T, KINDS):
-        for (there, mode, kind), curve in found.items():
-            if there == place and curve:
-                for ax, which in zip(column, (0, 1)):
-                    values = [curve[n][which] or float("nan") for n in curve]  # 0 has no logarithm
-                    style, label = "-" if mode == "detect" else "--", kind if mode == "detect" else None
-                    ax.loglog(list(curve), values, style, marker="o", markersize=3, color=COLOURS[kind], label=label)
+    for column, place in zip(axes.T, LAYERS):
+        for (mode, kind), rows in table[table.place == place].groupby(["mode", "kind"], sort=False):
+            for ax, what in zip(column, ("ms", "megabytes")):
+                values = rows[what].where(rows[what] > 0)  # 0 has no logarithm
+                style, label = ("-", kind) if mode == "detect" else ("--", None)
+                ax.loglog(rows.length, values, style, marker="o", markersize=3, color=COLOURS[kind], label=label)
         name = "encoder self-attention" if place == "encoder" else f"cross-attention, {QUERIES} queries"
         column[0].set_title(name)
         column[0].legend(frameon=False, fontsize="small")
         column[1].set_xlabel("length of the window (steps)")
     axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("MB at the peak")
-    axes[1, 1].plot([], [], "k-", label=MODES["detect"])
-    axes[1, 1].plot([], [], "k--", label=MODES["train"])
+    for style, mode in zip(("k-", "k--"), ("detect", "train")):
+        axes[1, 1].plot([], [], style, label=MODES[mode])
     axes[1, 1].legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=100)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", help="write all rows there")
-    parser.add_argument("--plot", help="write the curves there")
-    parser.add_argument("--batch", type=int, default=1, help="windows")
-    parser.add_argument("--longest", type=int, default=8192, help="steps")
-    parser.add_argument("--gigabytes", type=float, default=9.0, help="leave out what needs about more than that")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--again", help="read the rows from this CSV instead of measuring")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    table = pd.read_csv(options.again) if options.again else measure(options, torch.device(options.device))
+def main(argv=None):
+    options = options_of(__doc__, argv, csv=dict(help="write all rows there"), plot=dict(help="write the curves there"),
+                         batch=dict(type=int, default=1, help="windows"), longest=dict(type=int, default=8192),
+                         gigabytes=dict(type=float, default=9.0, help="leave out what needs about more than that"),
+                         device=dict(choices=("cpu", "cuda")),
+                         again=dict(help="read the rows from this CSV instead of measuring"))  # fmt: skip
+    if options.smoke:
+        options.longest = 32
+    table = pd.read_csv(options.again) if options.again else measure(options)
     if options.csv:
         table.to_csv(options.csv, index=False)
-    results = curves(table)
-    report(results)
+    report(table)
     if options.plot:
-        draw(results, options.plot)
+        draw(table, options.plot)
+
+
+if __name__ == "__main__":
+    main()

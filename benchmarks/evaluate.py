@@ -1,15 +1,11 @@
-"""How long judging takes: mean average precision and soft-NMS against references written from their definitions.
+"""How long judging takes: mean average precision and soft-NMS against references written from their definitions."""
 
-python benchmarks/evaluate.py [--plot benchmarks/evaluate.png] [--skip-slow]
-"""
-
-import argparse
 import time
-import tracemalloc
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from common import options_of, traced_peak, verdict
 
 from selfdetr.evaluation import PROTOCOLS, average_precision, evaluate
 from selfdetr.segments import soft_nms
@@ -23,31 +19,19 @@ LEVELS = {"THUMOS14": (0.3, 0.4, 0.5, 0.6, 0.7), "ActivityNet": PROTOCOLS["activ
 def make_results(videos, classes, each, instances, seconds, seed=0):
     "Instances, and detections of which half are instances moved a little; scores say little about quality."
     rng = np.random.default_rng(seed)
-    start = rng.uniform(0, seconds, instances)
-    truth = pd.DataFrame(
-        {
-            "video": rng.integers(0, videos, instances),
-            "start": start,
-            "end": start + rng.lognormal(1.2, 0.7, instances),
-            "label": rng.integers(0, classes, instances),
-        }
-    )
-    n = videos * each
+
+    def anywhere(n):
+        video, start = rng.integers(0, videos, n), rng.uniform(0, seconds, n)
+        end = start + rng.lognormal(1.2, 0.7, n)
+        return pd.DataFrame({"video": video, "start": start, "end": end, "label": rng.integers(0, classes, n)})
+
+    truth, n = anywhere(instances), videos * each
     near = truth.iloc[rng.integers(0, instances, n)].reset_index(drop=True)
-    length = (near.end - near.start).to_numpy()
-    moved = near.assign(
-        start=near.start + rng.normal(0, 0.15, n) * length, end=near.end + rng.normal(0, 0.15, n) * length
-    )
-    start = rng.uniform(0, seconds, n)
-    anywhere = pd.DataFrame(
-        {
-            "video": rng.integers(0, videos, n),
-            "start": start,
-            "end": start + rng.lognormal(1.2, 0.7, n),
-            "label": rng.integers(0, classes, n),
-        }
-    )
-    found = pd.DataFrame(np.where(rng.random((n, 1)) < 0.5, moved, anywhere), columns=moved.columns).astype(float)
+    moved = near.copy()
+    for column in ("start", "end"):
+        moved[column] += rng.normal(0, 0.15, n) * (near.end - near.start)
+    other = anywhere(n)
+    found = pd.DataFrame(np.where(rng.random((n, 1)) < 0.5, moved, other), columns=moved.columns).astype(float)
     found["end"] = np.maximum(found.start, found.end)
     found["score"] = rng.uniform(size=n) ** 3
     names = {c: [f"{c}_{i:05d}" for i in range(k)] for c, k in (("video", videos), ("label", classes))}
@@ -128,7 +112,7 @@ def soft_by_definition(segments, scores, groups, sigma=0.5, min_score=0.001):
     return np.array(kept)[order], np.array(values)[order]
 
 
-def timed(function, *args, repeat=1):
+def timed(repeat, function, *args):
     "The result and the shortest time."
     times = []
     for _ in range(repeat):
@@ -138,51 +122,43 @@ def timed(function, *args, repeat=1):
     return result, min(times)
 
 
-def report(what, seconds, aim, *rest):
-    verdict = f"  aim {aim:g} s: {'met' if seconds <= aim else 'MISSED'}" if aim else ""
-    print(f"{what:<58}{seconds:9.3f} s{verdict}", *rest, flush=True)
+def report(what, seconds, *rest, aim=None):
+    judged = f"  aim {aim:g} s: {verdict(seconds, aim)}" if aim else ""
+    print(f"{what:<40}{seconds:9.3f} s{judged}", *rest, flush=True)
 
 
-def judge_thumos(slow):
-    print(f"mAP, THUMOS14's size: {THUMOS['videos'] * THUMOS['each']:,} detections, {THUMOS['instances']:,} instances")
-    truth, found = make_results(**THUMOS)
-    tiou = LEVELS["THUMOS14"]
-    ours, seconds = timed(evaluate, truth, found, tiou, repeat=5)
-    report("selfdetr.evaluation.evaluate", seconds, AIMS["THUMOS14"])
-    references = {"loop over arrays": by_array} | ({"loop over rows of tables": by_row} if slow else {})
-    for name, reference in references.items():
-        ap, reference_seconds = timed(reference, truth, found, tiou)
+def judge_thumos(size):
+    print(f"mAP, THUMOS14's size: {size['videos'] * size['each']:,} detections, {size['instances']:,} instances")
+    truth, found = make_results(**size)
+    ours, seconds = timed(5, evaluate, truth, found, LEVELS["THUMOS14"])
+    report("selfdetr.evaluation.evaluate", seconds, aim=AIMS["THUMOS14"])
+    for name, reference in {"loop over arrays": by_array, "loop over rows of tables": by_row}.items():
+        ap, slow = timed(1, reference, truth, found, LEVELS["THUMOS14"])
         difference = np.abs(ap - ours.per_class.to_numpy()).max()
-        ratio = f"  {reference_seconds / seconds:.0f} times ours"
-        report(name, reference_seconds, None, f"{ratio}, AP differs by {difference:.0e}")
+        report(name, slow, f"  {slow / seconds:.0f} times ours, AP differs by {difference:.0e}")
 
 
-def judge_activitynet():
-    n = ACTIVITYNET["videos"] * ACTIVITYNET["each"]
-    print(f"\nmAP, ActivityNet's size: {n:,} detections, {ACTIVITYNET['instances']:,} instances, 10 tIoUs")
-    truth, found = make_results(**ACTIVITYNET)
-    tracemalloc.start()
-    evaluate(truth, found, LEVELS["ActivityNet"])
-    peak = tracemalloc.get_traced_memory()[1] / 2**30
-    tracemalloc.stop()
-    seconds = timed(evaluate, truth, found, LEVELS["ActivityNet"], repeat=3)[1]
-    aim = f"aim 1 GiB: {'met' if peak <= 1 else 'MISSED'}"
-    report("selfdetr.evaluation.evaluate", seconds, AIMS["ActivityNet"], f"  {peak:.2f} GiB at most, {aim}")
+def judge_activitynet(size):
+    n = size["videos"] * size["each"]
+    print(f"\nmAP, ActivityNet's size: {n:,} detections, {size['instances']:,} instances, 10 tIoUs")
+    results = (*make_results(**size), LEVELS["ActivityNet"])
+    peak = traced_peak(lambda: evaluate(*results)) * 1e6 / 2**30
+    seconds = timed(3, evaluate, *results)[1]
+    report("selfdetr.evaluation.evaluate", seconds, f"  {peak:.2f} GiB at most, aim 1 GiB: {verdict(peak, 1)}",
+           aim=AIMS["ActivityNet"])  # fmt: skip
 
 
-def judge_growth(path):
+def judge_growth(sizes, path):
     "Cost against the number of detections, in ever more videos and in ever fuller ones."
-    sizes = np.round(10 ** np.arange(4, 6.01, 0.5)).astype(int)
+    same = dict(classes=20)
     kinds = {
-        "more videos": lambda n: dict(videos=n // 200, classes=20, each=200, instances=n // 12, seconds=217.0),
-        "fuller videos": lambda n: dict(
-            videos=50, classes=20, each=n // 50, instances=n // 12, seconds=217.0 * n / 1e4
-        ),
+        "more videos": lambda n: same | dict(videos=n // 200, each=200, instances=n // 12, seconds=217.0),
+        "fuller videos": lambda n: same | dict(videos=50, each=n // 50, instances=n // 12, seconds=217.0 * n / 1e4),
     }
     print("\nGrowth: seconds for " + ", ".join(f"{n:,}" for n in sizes) + " detections")
     figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
     for (kind, make), colour in zip(kinds.items(), ("#0072B2", "#D55E00")):
-        times = [timed(evaluate, *make_results(**make(n)), repeat=3)[1] for n in sizes]
+        times = [timed(3, evaluate, *make_results(**make(n)))[1] for n in sizes]
         per = np.array(times) / (sizes * np.log(sizes))
         print(f"{kind:<20}" + "".join(f"{t:9.3f}" for t in times), end="   ")
         print(f"time / (n log n) changes by a factor of {per[-1] / per[0]:.2f}")
@@ -195,11 +171,9 @@ def judge_growth(path):
         figure.savefig(path, dpi=100)
 
 
-def judge_soft_nms(slow):
-    videos, classes, each, here = 211, 20, 200, 8
+def judge_soft_nms(videos, classes=20, each=200, here=8):
     groups, rng = np.repeat(np.arange(videos * classes), each), np.random.default_rng(0)
-    n = len(groups)
-    shape = (videos * classes, here)
+    n, shape = len(groups), (videos * classes, here)
     centre, length = rng.uniform(0, 217, shape), rng.lognormal(1.2, 0.7, shape)
     which, near = (groups, rng.integers(0, here, n)), rng.random(n) < 0.5
     moved = centre[which] + rng.normal(0, 0.2, n) * length[which]
@@ -207,22 +181,23 @@ def judge_soft_nms(slow):
     long = np.where(near, length[which] * np.exp(rng.normal(0, 0.2, n)), rng.lognormal(1.2, 0.7, n))
     segments, scores = np.stack([start, start + long], -1), rng.uniform(size=n) ** 3
     print(f"\nSoft-NMS of {videos} videos x {classes} classes x {each} detections, half of them near {here} instances")
-    (kept, value), seconds = timed(soft_nms, segments, scores, groups, repeat=3)
-    report("selfdetr.segments.soft_nms", seconds, AIMS["soft-NMS"])
-    if slow:
-        (kept_slow, value_slow), slow_seconds = timed(soft_by_definition, segments, scores, groups)
-        same = np.array_equal(kept, kept_slow) and np.array_equal(value, value_slow)
-        ratio = f"  {slow_seconds / seconds:.0f} times ours"
-        bits = "the same bits" if same else "NOT the same bits"
-        report("group by group, by its definition", slow_seconds, None, f"{ratio}, {bits}")
+    (kept, value), seconds = timed(3, soft_nms, segments, scores, groups)
+    report("selfdetr.segments.soft_nms", seconds, aim=AIMS["soft-NMS"])
+    (slow_kept, slow_value), slow = timed(1, soft_by_definition, segments, scores, groups)
+    same = np.array_equal(kept, slow_kept) and np.array_equal(value, slow_value)
+    bits = "the same bits" if same else "NOT the same bits"
+    report("group by group, by its definition", slow, f"  {slow / seconds:.0f} times ours, {bits}")
+
+
+def main(argv=None):
+    options = options_of(__doc__, argv, plot=dict(help="write the picture of the growth there"))
+    few = dict(videos=6, each=20, instances=60) if options.smoke else {}
+    judge_thumos(THUMOS | few)
+    judge_activitynet(ACTIVITYNET | few)
+    sizes = np.array([1000, 3000]) if options.smoke else np.round(10 ** np.arange(4, 6.01, 0.5)).astype(int)
+    judge_growth(sizes, options.plot)
+    judge_soft_nms(videos=2 if options.smoke else 211)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", help="write the picture of the growth there")
-    parser.add_argument("--skip-slow", action="store_true", help="without the references that take half a minute")
-    options = parser.parse_args()
-    judge_thumos(not options.skip_slow)
-    judge_activitynet()
-    judge_growth(options.plot)
-    judge_soft_nms(not options.skip_slow)
+    main()

@@ -1,10 +1,5 @@
-"""How far one training step is from the hardware: its operations, bytes, arithmetic, and its matrix products alone.
+"""How far one training step is from the hardware: its operations, bytes, arithmetic, and its matrix products alone."""
 
-python benchmarks/limit.py [--size paper|quick] [--device cpu|cuda] [--threads N] [--steps N] [--how fast|plain]
-                           [--precision 32-true|bf16-mixed] [--json]
-"""
-
-import argparse
 import json
 import re
 import statistics
@@ -14,11 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+from common import heading, in_turns, machine, options_of, times_table, torch, training_of, verdict, waiter, watch
 from torch.profiler import ProfilerActivity, profile, schedule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from train_step import NOTES, check_device, make_step, verdict, waiter, watch
 
 LIMIT_RATIO = 1.3  # step / own products, on a CPU at the paper's size
 WARM_UP = 3  # steps
@@ -107,10 +101,6 @@ class Operand(NamedTuple):
         return torch.randn(length, device=self.device).to(self.dtype).as_strided(self.shape, self.stride)
 
 
-def is_operand(x):
-    return isinstance(x, Operand)
-
-
 def operand(x):
     "A tensor's operand; anything else as it is."
     return Operand(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, torch.Tensor) else x
@@ -118,13 +108,14 @@ def operand(x):
 
 def flops(product):
     "Multiplications and additions of a recorded product."
-    a, b = [x for x in product[1] if is_operand(x)][-2:]
+    a, b = [x for x in product[1] if isinstance(x, Operand)][-2:]
     return 2 * a.shape.numel() * b.shape[-1]
 
 
-def record(size, how, device, precision):
+def record(options):
     "What one step dispatches. A compiled model does not show its operators, so on a GPU this is the plain step."
-    setup = make_step(size, "plain" if device == "cuda" else how, device, precision)
+    how = "plain" if options.device == "cuda" else options.how
+    setup = training_of(options.size, how, options.device, options.precision)
     for _ in range(WARM_UP):
         setup.step()
     recorder = Recorder()
@@ -144,7 +135,7 @@ def replay_of(products, device):
     made = {}
 
     def make(x):
-        if not is_operand(x):
+        if not isinstance(x, Operand):
             return x
         if x not in made:
             made[x] = x.make()
@@ -177,22 +168,6 @@ def square_product(device, precision):
     return (lambda: a @ b), 2 * rows**3
 
 
-def alternate(steps, device, *work):
-    "Seconds of every piece of work in every round; the pieces take turns, so that all meet the same machine."
-    wait = waiter(device)
-    rounds = []
-    for i in range(steps + 1):
-        times = []
-        for do in work:
-            wait()
-            start = time.perf_counter()
-            do()
-            wait()
-            times.append(time.perf_counter() - start)
-        rounds += [times] if i else []
-    return [list(column) for column in zip(*rounds)]
-
-
 def profiled(setup, repeats):
     "The profiler's result for one step, and its seconds: of several profiled steps the one of median time."
     wait = waiter(setup.device)
@@ -218,7 +193,7 @@ def kinds_on_cpu(prof, step):
     for event in prof.key_averages():
         seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
     seconds["other"] = step - sum(v for kind, v in seconds.items() if kind != "other")
-    return {"kinds": dict(seconds), "profiled_step": step}
+    return {"kinds": dict(seconds)}
 
 
 def trace_events(prof):
@@ -263,79 +238,59 @@ def kinds_on_gpu(events):
 
 def measure(options):
     "Everything that is printed, as a dictionary; times in seconds."
-    torch.set_num_threads(options.threads)
-    recorder, forward = record(options.size, options.how, options.device, options.precision)
-    setup = make_step(options.size, options.how, options.device, options.precision)
-    replay = replay_of(recorder.products, setup.device)
+    recorder, forward = record(options)
+    setup = training_of(options.size, options.how, options.device, options.precision)
     square, square_flops = square_product(setup.device, options.precision)
     for _ in range(WARM_UP):
         setup.step()
-    step, products, squares = alternate(options.steps, setup.device, setup.step, replay, square)
+    work = {"step": setup.step, "products alone": replay_of(recorder.products, setup.device), "square": square}
+    times = in_turns(options.steps, setup.device, work)
     prof, seconds = profiled(setup, min(options.steps, 5))
-    cuda = setup.device.type == "cuda"
-    kinds = kinds_on_gpu(trace_events(prof)) if cuda else kinds_on_cpu(prof, seconds)
-    work, rate = sum(map(flops, recorder.products)), square_flops / statistics.median(squares)
+    kinds = kinds_on_gpu(trace_events(prof)) if setup.device.type == "cuda" else kinds_on_cpu(prof, seconds)
+    operations, rate = sum(map(flops, recorder.products)), square_flops / statistics.median(times.pop("square"))
     return kinds | {
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "torch": torch.__version__,
+        "times": times,
         "operations": sum(recorder.counts.values()),
         "views": recorder.views,
         "common": recorder.counts.most_common(8),
         "bytes": recorder.bytes,
         "product_count": len(recorder.products),
         "forward_products": forward,
-        "flops": work,
+        "flops": operations,
         "forward_flops": sum(map(flops, recorder.products[:forward])),
         "rate": rate,
-        "step": step,
-        "products": products,
-        "ratio": statistics.median(a / b for a, b in zip(step, products)),
-        "arithmetic_share": work / rate / statistics.median(step),
+        "ratio": statistics.median(a / b for a, b in zip(*times.values())),
+        "arithmetic_share": operations / rate / statistics.median(times["step"]),
     }
 
 
 def show(found, options):
     "The result as text."
-    step, products = statistics.median(found["step"]), statistics.median(found["products"])
-    cpu = found["device"] == "cpu"
-    rows = SQUARE["cpu" if cpu else "cuda"]
+    cpu, step = options.device == "cpu", statistics.median(found["times"]["step"])
+    of = "" if cpu else " (of the plain step)"
     lines = [
-        f"device {found['device']}, threads {options.threads}, torch {found['torch']}, {options.precision}, "
-        f"steps {options.steps}",
-        f"{options.size} ({NOTES[options.size]}), {options.how}\n",
-        f"dispatched a step: {found['operations']} operations and {found['views']} views"
-        + ("" if cpu else " (of the plain step)"),
+        f"dispatched a step: {found['operations']} operations and {found['views']} views{of}",
         f"  most frequent: {', '.join(f'{name} {count}' for name, count in found['common'])}",
         f"bytes moved: {found['bytes'] / 1e6:.0f} MB a step (inputs and outputs of every operation)",
-        f"matrix products: {found['product_count']}, of them {found['forward_products']} before the backward pass; "
-        f"{found['flops'] / 1e9:.2f} GFLOP, of them {found['forward_flops'] / 1e9:.2f} before the backward pass",
-        f"matrix rate: {found['rate'] / 1e9:.1f} GFLOP/s (a square product of {rows} rows)\n",
-    ]
-    lines += show_kinds(found, step)
-    lines += [
-        f"\nstep: {spread(found['step'])}",
-        f"its own matrix products alone: {spread(found['products'])}, at {found['flops'] / products / 1e9:.1f} GFLOP/s",
+        f"matrix products: {found['product_count']}, {found['flops'] / 1e9:.2f} GFLOP; before the backward pass "
+        f"{found['forward_products']}, {found['forward_flops'] / 1e9:.2f} GFLOP",
+        f"matrix rate: {found['rate'] / 1e9:.1f} GFLOP/s (a square product of {SQUARE[options.device]} rows)\n",
+        *show_kinds(found, step), "", times_table(found["times"]),
         f"share of the arithmetic limit (FLOP / matrix rate / step): {100 * found['arithmetic_share']:.0f} %",
-    ]
+    ]  # fmt: skip
     line = f"step / own products: {found['ratio']:.2f}"
     if cpu and options.size == "paper":
         line += f"; aim: at most {LIMIT_RATIO}: {verdict(found['ratio'], LIMIT_RATIO)}"
     return "\n".join([*lines, line])
 
 
-def spread(seconds):
-    values = [1e3 * t for t in seconds]
-    return f"{statistics.median(values):.2f} ms ({min(values):.2f} - {max(values):.2f})"
-
-
 def show_kinds(found, step):
     "Time by kind as text, and on a GPU what it waited for."
     whole = sum(found["kinds"].values())
-    lines = [f"{'kind':<22}{'ms a step':>11}{'share':>9}"]
-    for kind, seconds in sorted(found["kinds"].items(), key=lambda x: -x[1]):
-        lines.append(f"{kind:<22}{1e3 * seconds:>11.2f}{100 * seconds / whole:>8.1f}%")
+    kinds = sorted(found["kinds"].items(), key=lambda x: -x[1])
+    lines = [f"{kind:<22}{1e3 * seconds:>9.2f} ms{100 * seconds / whole:>8.1f}%" for kind, seconds in kinds]
     if "busy" not in found:
-        return [*lines, f"the profiled step, with the profiler's own cost: {1e3 * found['profiled_step']:.1f} ms"]
+        return lines
     copies = ", ".join(f"{name} {value:,}" for name, value in sorted(found["copies"].items()))
     return [
         *lines,
@@ -345,21 +300,15 @@ def show_kinds(found, step):
     ]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="paper", choices=tuple(NOTES), help="default: paper")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps, after those that warm up (default: 10)")
-    parser.add_argument("--how", default="fast", choices=("fast", "plain"), help="default: fast")
-    parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"), help="default: 32-true")
-    parser.add_argument("--json", action="store_true", help="print the raw values")
-    options = parser.parse_args()
-    if options.threads < 1 or options.steps < 1:
-        parser.error("--threads and --steps must be at least 1")
-    check_device(parser, options.device)
+def main(argv=None):
+    options = options_of(__doc__, argv, size="paper", device=dict(choices=("cpu", "cuda")), threads=1, steps=10,
+                         json=None, how=dict(default="fast", choices=("fast", "plain")),
+                         precision=dict(default="32-true", choices=("32-true", "bf16-mixed")))  # fmt: skip
     found = measure(options)
-    print(json.dumps(found) if options.json else show(found, options))
+    if options.json:
+        return print(json.dumps(found))
+    print(machine(options.device, threads=options.threads, precision=options.precision, steps=options.steps))
+    print(f"{heading(options.size)}; {options.how}\n\n{show(found, options)}")
 
 
 if __name__ == "__main__":

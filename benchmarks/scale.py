@@ -1,7 +1,5 @@
 """How memory and time grow with the length of a recording or window, with channels, queries and videos.
 
-python benchmarks/scale.py [--quick] [--only SERIES ...] [--again FILE] [--csv FILE] [--plot FILE]
-
 Every measurement runs in a process of its own, on one thread: processor time, the least of three readings, or of fewer
 once they take ten seconds together; and the most memory that was resident during the first, beyond what the process
 held when its model or its folder was ready. Recordings are sparse .npy files, mapped as real ones are. To the largest
@@ -11,25 +9,24 @@ extrapolated by it and says so.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from common import (GRID, ModelConfig, TrainConfig, apart, forget_peak, make_batch, make_model, options_of, replace,
+                    resident, torch, training, verdict)  # fmt: skip
 from scipy.optimize import nnls
-from train_step import make_batch, peak_memory
 
-HERE = Path(__file__).resolve()
-GRID = dict(fps=24, stride=4, snippet=16)  # six steps a second
+from selfdetr.check import check_folder
+from selfdetr.data import Dataset, Video, load_dataset, test_windows, training_windows
+from selfdetr.inference import InferenceConfig, detect, detect_dataset
+from selfdetr.trainer import epoch_batches
+
 LIMIT = 3000  # MB of a training step of the paper's size
-CPU = SimpleNamespace(type="cpu")  # what `peak_memory` wants to know of a device
 
 
 # ---- what is measured: each of these gets ready and returns what is then timed
@@ -41,33 +38,17 @@ def sparse(path, steps, channels):
     return path
 
 
-def model_of(**changes):
-    "A model of the paper's size with random weights."
-    import torch
-
-    from selfdetr.model import ModelConfig, SelfDETR
-
-    torch.manual_seed(0)
-    return SelfDETR(ModelConfig(**changes)).eval()
-
-
 def detection(folder, hours=0.3, **changes):
     "Detect in one mapped recording; every score passes, so that suppression has the most to do."
-    from selfdetr.data import TimeGrid
-    from selfdetr.inference import detect
-
-    model, grid = model_of(**changes), TimeGrid(**GRID)
-    steps = round(hours * 3600 * grid.fps / grid.stride)
-    path = sparse(f"{folder}/recording.npy", steps, model.config.channels)
-    detect(model, np.zeros((128, model.config.channels), np.float32), grid)  # the first call loads what is needed
-    return lambda: detect(model, path, grid)
+    model = make_model(ModelConfig(**changes))
+    path = sparse(f"{folder}/recording.npy", round(hours * 3600 * GRID.fps / GRID.stride), model.config.channels)
+    detect(model, np.zeros((128, model.config.channels), np.float32), GRID)  # the first call loads what is needed
+    return lambda: detect(model, path, GRID)
 
 
 def window(folder, steps, maps):
     "The model on one window, with its maps and without."
-    import torch
-
-    model = model_of()
+    model = make_model(ModelConfig())
     features = torch.randn(1, steps, model.config.channels)
 
     @torch.no_grad()
@@ -78,38 +59,23 @@ def window(folder, steps, maps):
     return lambda: look(features)
 
 
-def training(folder, steps, batch=4, feedback=True, **changes):
+def train(folder, steps, batch=4, feedback=True):
     "A training step."
-    from dataclasses import replace
-
-    from selfdetr.feedback import FeedbackConfig
-    from selfdetr.losses import LossConfig, SetCriterion
-    from selfdetr.trainer import TrainConfig, prepare, train_step
-
-    model, train = model_of(**changes), TrainConfig(window=steps, batch=batch)
-    windows = make_batch(model.config, train)._replace(mask=None)
-    fabric, wrapped, optimizer = prepare(model, train, "cpu")
-    wrapped.train()
-    off = {} if feedback else dict(feedback_encoder=0, feedback_decoder=0)
-    options = SetCriterion(LossConfig(**off)), FeedbackConfig() if feedback else None
-    first = make_batch(model.config, replace(train, window=64, batch=1))._replace(mask=None)
-    train_step(fabric, wrapped, optimizer, *options, first, train.clip)  # makes the optimiser's state
-    return lambda: train_step(fabric, wrapped, optimizer, *options, windows, train.clip)
+    config, settings = ModelConfig(), TrainConfig(window=steps, batch=batch)
+    setup = training(config, settings, feedback=feedback)
+    setup.step(make_batch(config, replace(settings, window=64, batch=1))._replace(mask=None))  # the optimiser's state
+    return setup.step
 
 
 def write_videos(folder, videos, steps=300, channels=64):
     "A data set of short recordings, four instances each, half of it for training."
     folder = Path(folder, "data")
-    if folder.exists():
-        return folder
     (folder / "features").mkdir(parents=True)
     times = [[3.0 + 7 * i, 7.0 + 7 * i] for i in range(4)]
     entry = {"duration": steps / 10, "annotations": [{"label": f"c{i}", "segment": t} for i, t in enumerate(times)]}
-    database = {}
-    for i in range(videos):
-        name = f"video_{i:06d}"
+    database = {f"video_{i:06d}": {"subset": ("training", "test")[i % 2]} | entry for i in range(videos)}
+    for name in database:
         sparse(folder / "features" / f"{name}.npy", steps, channels)
-        database[name] = {"subset": ("training", "test")[i % 2]} | entry
     (folder / "annotations.json").write_text(json.dumps({"database": database}))
     (folder / "dataset.json").write_text(json.dumps({"fps": 10, "stride": 1, "snippet": 1, "in_memory": False}))
     return folder
@@ -117,9 +83,6 @@ def write_videos(folder, videos, steps=300, channels=64):
 
 def index(folder, videos):
     "What a run does before its first step: read and hash a mapped data set, cut windows, order them, make a batch."
-    from selfdetr.data import load_dataset, training_windows
-    from selfdetr.trainer import epoch_batches
-
     folder = write_videos(folder, videos)
 
     def read():
@@ -132,32 +95,24 @@ def index(folder, videos):
 
 def check(folder, videos):
     "Check a folder before anything is trained."
-    from selfdetr.check import check_folder
-
     folder = write_videos(folder, videos)
     return lambda: check_folder(folder)
 
 
 def search(folder, videos):
     "Detect in the test half of a data set with a small model; its windows are there."
-    from selfdetr.data import load_dataset, test_windows
-    from selfdetr.inference import InferenceConfig, detect_dataset
-
     dataset = load_dataset(write_videos(folder, videos))
-    model = model_of(channels=64, classes=4, dim=32, heads=4, hidden=64, queries=10, decoder_layers=2, norm_groups=8)
+    small = dict(dim=32, heads=4, hidden=64, queries=10, decoder_layers=2, norm_groups=8)
+    model = make_model(ModelConfig(channels=64, classes=4, **small))
     windows = test_windows(dataset, length=256)
     return lambda: detect_dataset(model, windows, InferenceConfig(window=256, most=20))
 
 
 def cutting(folder, hours):
     "Training windows of one recording with an instance every seven seconds; no features are needed."
-    from selfdetr.data import Dataset, TimeGrid, Video, training_windows
-
-    grid = TimeGrid(**GRID)
     start = np.arange(0, hours * 3600 - 7, 7.0)
-    segments = np.stack([start, start + 4], axis=1)
-    steps = round(hours * 3600 * grid.fps / grid.stride)
-    video = Video("one", "train", hours * 3600, grid, steps, 0, segments, np.zeros(len(start), dtype=np.int64))
+    segments, steps = np.stack([start, start + 4], axis=1), round(hours * 3600 * GRID.fps / GRID.stride)
+    video = Video("one", "train", hours * 3600, GRID, steps, 0, segments, np.zeros(len(start), dtype=np.int64))
     dataset = Dataset(Path("none"), ("action",), (video,), 64, None)
     return lambda: training_windows(dataset)
 
@@ -179,33 +134,26 @@ class Series(NamedTuple):
 
 HOURS, VIDEOS = (0.1, 1, 3, 10), (100, 1000, 3000, 10_000)
 WINDOWS, STEPS = (64, 256, 1024, 2048, 4096), (64, 128, 256, 512, 1024)  # of detection; of training
+CHANNELS, QUERIES = (36, 256, 1024, 2048), (20, 40, 100, 300)
 SERIES = {
-    "recording": Series("detection in one recording", "hours", HOURS, lambda f, n: detection(f, n), 1, 1, 100),
-    "channels": Series(
-        "detection, channels", "channels", (36, 256, 1024, 2048), lambda f, n: detection(f, channels=n), 1, 1
-    ),
-    "queries": Series("detection, queries", "queries", (20, 40, 100, 300), lambda f, n: detection(f, queries=n), 1, 1),
+    "recording": Series("detection in one recording", "hours", HOURS, detection, 1, 1, 100),
+    "channels": Series("detection, channels", "channels", CHANNELS, lambda f, n: detection(f, channels=n), 1, 1),
+    "queries": Series("detection, queries", "queries", QUERIES, lambda f, n: detection(f, queries=n), 1, 1),
     "window": Series("one window, no maps", "steps", WINDOWS, lambda f, n: window(f, n, False), 1, 2, 16_384),
     "window-maps": Series("one window, with maps", "steps", WINDOWS, lambda f, n: window(f, n, True), 2, 2, 16_384),
-    "training": Series("training step, feedback", "steps", STEPS, lambda f, n: training(f, n), 2, 2, 4096),
-    "training-no-maps": Series(
-        "training step, no maps", "steps", STEPS, lambda f, n: training(f, n, feedback=False), 2, 2, 4096
-    ),
-    "paper": Series("training step of the paper's size", "steps", (128,), lambda f, n: training(f, n, 16), 2, 2),
+    "training": Series("training step, feedback", "steps", STEPS, train, 2, 2, 4096),
+    "training-no-maps": Series("training step, no maps", "steps", STEPS, lambda f, n: train(f, n, feedback=False),
+                               2, 2, 4096),
+    "paper": Series("training step of the paper's size", "steps", (128,), lambda f, n: train(f, n, 16), 2, 2),
     "cutting": Series("windows of one recording", "hours", (1, 10, 30, 100), cutting, 1, 1, 1000),
     "index": Series("reading and hashing a data set", "videos", VIDEOS, index, 1, 1, 100_000),
     "check": Series("checking a data set", "videos", VIDEOS, check, 1, 1, 100_000),
     "search": Series("detection in a data set", "videos", VIDEOS, search, 1, 1, 100_000),
-}
+}  # fmt: skip
+SMOKE = {"recording": (0.01,), "window": (64,), "training": (16,), "cutting": (0.1,), "index": (4,), "check": (4,)}
 
 
 # ---- measuring
-
-
-def forget_peak():
-    "Let the peak of the resident memory start anew, where Linux can; what is resident now, in MB."
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_memory(CPU)
 
 
 def time_of(work):
@@ -217,33 +165,24 @@ def time_of(work):
 
 def measure(name, size, folder):
     "Processor seconds and MB of one size. Runs alone in its process."
-    import torch
-
-    torch.set_num_threads(1)
     work = SERIES[name].make(folder, size)
-    before, seconds = forget_peak(), [time_of(work)]
-    memory = peak_memory(CPU) - before
+    forget_peak()
+    before, seconds = resident(), [time_of(work)]
+    memory = resident() - before
     while len(seconds) < 3 and sum(seconds) < 10:
         seconds.append(time_of(work))
     return {"seconds": min(seconds), "megabytes": memory}
 
 
-def measure_apart(name, size, folder):
-    "What `measure` returns, from a fresh process."
-    command = [sys.executable, str(HERE), "--one", name, "--size", str(size), "--folder", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure_all(names, quick):
+def measure_all(names, smoke):
     "A row for every size of these series."
     rows = []
-    for name, series in ((name, SERIES[name]) for name in names):
-        for size in series.sizes[:2] if quick else series.sizes:
+    for name in names:
+        series = SERIES[name]
+        for size in SMOKE.get(name, ()) if smoke else series.sizes:
             with tempfile.TemporaryDirectory() as folder:
-                found = measure_apart(name, size, folder)
+                options = ("--one", name, "--amount", size, "--folder", folder)
+                found = measure(name, size, folder) if smoke else apart(__file__, *options)
             row = dict(series=name, size=size, unit=series.unit, kind="measured")
             rows.append(row | {k: round(found[k], 3) for k in ("seconds", "megabytes")})
             what = f"{series.title:<36}{size:>8g} {series.unit:<9}"
@@ -333,30 +272,24 @@ def plot(table, path):
     figure.savefig(path, dpi=90)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the two smallest sizes of each series, no fit")
-    parser.add_argument("--csv", help="write all rows there")
-    parser.add_argument("--plot", help="write the picture there")
-    parser.add_argument("--again", help="read the measured rows from this CSV; measure only those of --only")
-    parser.add_argument("--only", nargs="+", choices=tuple(SERIES), default=[], help="measure these series")
-    parser.add_argument("--one", choices=tuple(SERIES), help=argparse.SUPPRESS)
-    parser.add_argument("--size", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def main(argv=None):
+    hidden = dict(help=argparse.SUPPRESS)
+    options = options_of(__doc__, argv, csv=dict(help="write all rows there"),
+                         plot=dict(help="write the picture there"),
+                         again=dict(help="read the measured rows from this CSV; measure only those of --only"),
+                         only=dict(nargs="+", choices=tuple(SERIES), default=[], help="measure these series"),
+                         one=hidden, amount=hidden | dict(type=float), folder=hidden)  # fmt: skip
     if options.one:
-        size = int(options.size) if options.size.is_integer() else options.size
-        print(json.dumps(measure(options.one, size, options.folder)))
-        return
+        size = int(options.amount) if options.amount.is_integer() else options.amount
+        return print(json.dumps(measure(options.one, size, options.folder)))
+    measured = measure_all(options.only if options.again else options.only or SERIES, options.smoke)
     if options.again:
         kept = pd.read_csv(options.again).query("kind == 'measured' and series not in @options.only")
-        measured = pd.concat([kept, measure_all(options.only, options.quick)])
+        measured = pd.concat([kept, measured])
         measured = measured.sort_values("series", key=lambda names: names.map(list(SERIES).index), kind="stable")
-    else:
-        measured = measure_all(options.only or SERIES, options.quick)
     for step in measured[measured.series == "paper"].megabytes:
-        print(f"\ntraining step of the paper's size: {step:.0f} MB beyond model and features; aim: under {LIMIT}: "
-              f"{'met' if step < LIMIT else 'MISSED'}")  # fmt: skip
+        print(f"\ntraining step of the paper's size: {step:.0f} MB beyond model and features; "
+              f"aim: under {LIMIT}: {verdict(step, LIMIT)}")  # fmt: skip
     beyond = extrapolate(measured)
     if len(beyond):
         print("\nfitted to the largest three sizes; foretold: what those before it say of the largest, over what it is")

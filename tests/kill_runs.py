@@ -3,7 +3,7 @@
     python tests/kill_runs.py --kills 60 --seed 0
 
 Every run is started again until it ends; then metrics, history (without seconds) and files have to be, byte for byte,
-those of a run that nobody disturbed. Processes are forked from one that has imported everything, so that a kill costs
+those of a run that was not disturbed. Processes are forked from one that has imported everything, so that a kill costs
 a fraction of a second. Ends with status 1 when anything is violated, and says what.
 """
 
@@ -85,26 +85,28 @@ def kill(pid):
 # ---- what happens in a process that will be killed
 
 
-def witnessed(root, function, what):
+def note(path, text):
+    "A line more in a file, whole even where several processes write."
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(handle, f"{text}\n".encode())
+    os.close(handle)
+
+
+def witnessed(root, function):
     "The function, noting that it ends, and noting a violation when another process is inside for the same run."
+
     def call(spec, *args):
         name = study.run_hash(spec, "")
         with open(root / f"{name}.witness", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process dies
             except OSError:
-                note(root / "violations", f"{what} of {name} by two processes at once")
+                note(root / "violations", f"training of {name} by two processes at once")
             result = function(spec, *args)
-            note(root / "ended", f"{what} {name}")
+            note(root / "ended", name)
         return result
 
     return call
-
-
-def note(path, text):
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.write(handle, f"{text}\n".encode())
-    os.close(handle)
 
 
 class KillPoint:
@@ -133,15 +135,25 @@ def compute_all(world, specs, runs_root, point=None, seed=0, workers=1):
     if point is not None:
         KillPoint(point, random.Random(seed))
     study.train = functools.partial(study.train, save_seconds=0)
-    study.compute = witnessed(world.log, study.compute, "training")
+    study.compute = witnessed(world.log, study.compute)
     study.run_all(specs, world.data, world.where, runs_root, "cpu", workers, progress=False)
 
 
 # ---- the checks
 
 
+def same_runs(ours, theirs):
+    "The same bits: metrics and history but for seconds, and all files."
+    timeless = [{k: v for k, v in run.metrics.items() if not k.startswith("seconds")} for run in (ours, theirs)]
+    require(timeless[0] == timeless[1], f"{ours.folder}: other metrics than the undisturbed run")
+    histories = [run.history.drop(columns="seconds") for run in (ours, theirs)]
+    require(histories[0].equals(histories[1]), f"{ours.folder}: another history")
+    for name in {*study.FILES} - {"history.csv"}:
+        require(ours.file(name).read_bytes() == theirs.file(name).read_bytes(), f"{ours.folder / name}: other bytes")
+
+
 class World:
-    "Data, specs, and the runs that nobody disturbs."
+    "Data, specs, and the undisturbed runs."
 
     def __init__(self, folder, rng, budget):
         self.folder, self.rng, self.budget = folder, rng, budget
@@ -151,9 +163,7 @@ class World:
         hashes = study.training_hash(), study.source_hash()  # the code does not change while this runs
         study.training_hash, study.source_hash = (lambda: hashes[0]), (lambda: hashes[1])
         self.specs = [study.make_spec("tiny", "smoke", self.data, seed, SMALL) for seed in range(3)]
-        self.kills = {}
-        self.compared = 0
-        self.log = self.new_folder("log")
+        self.kills, self.compared, self.log = {}, 0, self.new_folder("log")
         self.reference = self.new_folder("reference")
         status = ended(fork(compute_all, self, self.specs, self.reference), 250)
         require(status == 0, f"the undisturbed runs ended with status {status}")
@@ -179,8 +189,8 @@ class World:
             require(due or names == FINAL, f"{folder} holds {sorted(names ^ FINAL)}")
             require(due or set(found.files) == set(study.FILES), f"{folder}: only {sorted(found.files)} are summed")
         for log in self.folder.glob("log-*"):
-            violations = log / "violations"
-            require(not violations.exists(), violations.read_text() if violations.exists() else "")
+            if (log / "violations").exists():
+                raise Violation((log / "violations").read_text())
             done = (log / "ended").read_text().splitlines() if (log / "ended").exists() else []
             require(len(done) == len(set(done)), f"computed to the end twice: {done}")
 
@@ -188,14 +198,7 @@ class World:
         "At the end: the bits of the undisturbed runs, and nothing left behind but the locks."
         self.check(runs_root)
         for spec in specs:
-            ours, theirs = (study.read_run(root / self.name(spec)) for root in (runs_root, self.reference))
-            timeless = [{k: v for k, v in r.metrics.items() if not k.startswith("seconds")} for r in (ours, theirs)]
-            require(timeless[0] == timeless[1], f"{ours.folder}: other metrics than the undisturbed run")
-            histories = [run.history.drop(columns="seconds") for run in (ours, theirs)]
-            require(histories[0].equals(histories[1]), f"{ours.folder}: another history")
-            for name in study.FILES:
-                same = name == "history.csv" or ours.file(name).read_bytes() == theirs.file(name).read_bytes()
-                require(same, f"{ours.folder / name}: other bytes")
+            same_runs(*(study.read_run(root / self.name(spec)) for root in (runs_root, self.reference)))
             self.compared += 1
         left = {p.name for p in runs_root.iterdir()} - {self.name(s) for s in specs}
         require(all(name.endswith(".lock") for name in left), f"{runs_root}: left behind {sorted(left)}")
@@ -213,25 +216,21 @@ def kill_until_done(world, what, runs_root, specs, kills, points=None, longest=0
         world.check(runs_root)
         if status == 0:
             return
-        require(status == -signal.SIGKILL, f"a process of {what} ended with status {status}, and nobody killed it")
+        require(status == -signal.SIGKILL, f"a process of {what} ended with status {status} and was not killed")
         world.killed(what)
         kills -= 1
 
 
-def in_training(world, kills):
-    "One run, at random times."
-    runs_root = world.new_folder("training")
+def one_run(world, kills, what="in training", points=None):
+    "One run, killed at random times, or at its next writes: before one, in the middle of the file, before its name."
+    runs_root = world.new_folder("one")
     world.log = world.new_folder("log")
-    kill_until_done(world, "in training", runs_root, world.specs[:1], kills)
+    kill_until_done(world, what, runs_root, world.specs[:1], kills, points)
     world.compare(runs_root, world.specs[:1])
 
 
 def in_writing(world, kills):
-    "One run, at a random one of its next writes: before it, in the middle of the file, before it gets its name."
-    runs_root = world.new_folder("writing")
-    world.log = world.new_folder("log")
-    kill_until_done(world, "in writing", runs_root, world.specs[:1], kills, points=16)
-    world.compare(runs_root, world.specs[:1])
+    one_run(world, kills, "in writing", points=16)
 
 
 def in_measuring_again(world, kills):
@@ -265,7 +264,7 @@ def two_studies(world, kills):
                 world.killed("in one of two studies")
                 kills, left[which] = kills - 1, None
             elif status is not None:
-                require(status == 0, f"a study ended with status {status}, and nobody killed it")
+                require(status == 0, f"a study ended with status {status} and was not killed")
                 del left[which]
         world.check(runs_root)
     world.compare(runs_root, world.specs)
@@ -324,9 +323,8 @@ def process_of(folder, data, runs_root):
 
 def in_two_processes(world, kills):
     "A run under torchrun: either of its processes is killed, the other ends, and a second start ends in the same bits."
-    roots = [world.new_folder("together") for _ in range(2)]
-    ended_runs = dict.fromkeys(roots)
-    for runs_root, victim in ((roots[0], None), (roots[1], world.rng.randrange(2)), (roots[1], None)):
+    undisturbed, disturbed = (world.new_folder("together") for _ in range(2))
+    for runs_root, victim in ((undisturbed, None), (disturbed, world.rng.randrange(2)), (disturbed, None)):
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
         process = subprocess.Popen([*start, "--process", str(world.folder), world.where[0], str(runs_root)],
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
@@ -340,12 +338,7 @@ def in_two_processes(world, kills):
         require(bool(process.returncode) == (victim is not None), f"torchrun ended with {process.returncode}:\n{said}")
         found = list(runs_root.glob("[!.]*"))
         require(len(found) == (victim is None), f"{runs_root} holds {found}")
-        ended_runs[runs_root] = study.read_run(found[0]) if found else None
-    undisturbed, resumed = ended_runs.values()
-    for name in {*study.FILES} - {"history.csv"}:
-        require(resumed.file(name).read_bytes() == undisturbed.file(name).read_bytes(), f"{name}: other bytes")
-    histories = [run.history.drop(columns="seconds") for run in (undisturbed, resumed)]
-    require(histories[0].equals(histories[1]), "another history in two processes")
+    same_runs(*(study.read_run(next(root.glob("[!.]*"))) for root in (disturbed, undisturbed)))
     world.compared += 1
 
 
@@ -363,7 +356,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         try:
             world = World(Path(folder).resolve(), rng, options.kills)
-            rounds = [in_training, in_writing, two_studies, in_measuring_again]
+            rounds = [one_run, in_writing, two_studies, in_measuring_again]
             if options.kills >= 50 and Path("/proc/self/stat").exists():
                 rounds.append(a_worker)  # it costs as much as all the others
             if options.kills >= 16:  # torchrun takes longer to start than all of the short form

@@ -4,21 +4,26 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from selfdetr import data, diversity
-from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, training_windows
+from selfdetr import data, diversity, inference
+from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, test_windows, training_windows
 from selfdetr.feedback import FeedbackConfig
+from selfdetr.inference import InferenceConfig, detect_dataset
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.speed import fuse
 from selfdetr.trainer import loss_terms
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+from scale import write_videos  # noqa: E402
+
 TINY = ModelConfig(channels=4, classes=3, dim=16, heads=2, hidden=16, queries=5, decoder_layers=2, norm_groups=4)
 PEAKS = os.access("/proc/self/clear_refs", os.W_OK)
 linux = pytest.mark.skipif(not PEAKS, reason="peaks of a process are read from /proc, where they can be set back")
@@ -26,7 +31,7 @@ linux = pytest.mark.skipif(not PEAKS, reason="peaks of a process are read from /
 
 def peak_apart(series, size, folder):
     "MB that one measurement of benchmarks/scale.py takes beyond what was there before, in a process of its own."
-    command = [sys.executable, BENCHMARKS / "scale.py", "--one", series, "--size", str(size), "--folder", folder]
+    command = [sys.executable, BENCHMARKS / "scale.py", "--one", series, "--amount", str(size), "--folder", folder]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return json.loads(done.stdout.splitlines()[-1])["megabytes"]
@@ -72,13 +77,8 @@ def test_maps_are_kept_only_where_the_feedback_is_trained(fast):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    "A folder of 2,000 recordings."
-    folder = tmp_path_factory.mktemp("many")
-    script = (
-        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import scale; scale.write_videos({str(folder)!r}, 2000)"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
-    return folder / "data"
+    "A folder of 400 recordings."
+    return write_videos(tmp_path_factory.mktemp("many"), 400)
 
 
 def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):

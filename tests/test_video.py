@@ -121,9 +121,9 @@ def hub(tmp_path_factory):
 
 # Time: a flash at a known second is in the right steps.
 
-@pytest.mark.parametrize("codec, suffix", [("mpeg4", "mp4"), ("libx264", "mp4"), ("libx264", "mkv"), ("ffv1", "mkv"),
-                                           ("mpeg2video", "ts"), ("mpeg4", "avi")])
-@pytest.mark.parametrize("fps", [25, NTSC])
+@pytest.mark.parametrize("codec, suffix, fps", [
+    ("mpeg4", "mp4", NTSC), ("libx264", "mp4", 25), ("libx264", "mkv", NTSC), ("ffv1", "mkv", 25),
+    ("mpeg2video", "ts", NTSC), ("mpeg4", "avi", 25)])
 def test_a_flash_is_in_the_steps_that_look_at_it(tmp_path, codec, suffix, fps):
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no {codec}")
@@ -140,7 +140,7 @@ def test_a_flash_is_in_the_steps_that_look_at_it(tmp_path, codec, suffix, fps):
         assert abs(grid.to_steps(seconds) - seen.mean()) <= 0.5
 
 
-@pytest.mark.parametrize("fps", [5, 10, 12, 24, 25, 30, 50, 60])
+@pytest.mark.parametrize("fps", [5, 12, 25, 30, 60])
 def test_another_frame_rate_keeps_the_seconds(tmp_path, fps):
     path = flashes(tmp_path / "film.mp4", 90, range(30, 45), fps=30)  # bright from 1.0 to 1.5 seconds
     bright = np.array([frame.mean() > 128 for frame in read_frames(path, fps)])
