@@ -75,7 +75,9 @@ def read_settings(
     for key, value in islice(content.items(), 100):
         with trying(problem, "settings", str(path)):
             setting = config_from(Settings, {key: value}, str(path))
-            if key in PLACES and value is not None:
+            if value is None:
+                raise DataError(f"{path}: {key} is null; give it a value, or leave it out")
+            if key in PLACES:
                 inside(folder, value, str(path), key)
             for names in (setting.classes, setting.ignore_labels, setting.subsets.train, setting.subsets.test):
                 for name in as_names(names or ()):
