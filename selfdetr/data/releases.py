@@ -61,7 +61,7 @@ class Settings:
             raise DataError(f"resize is {self.resize}; give a number of steps, 1 to {MOST_STEPS}")
 
 # %% ../../nbs/24_releases.ipynb #a609b558
-PLACES = ("annotations", "features", "prefix", "feature_format", "video_scores")  # lead to files
+PLACES = ("annotations", "features", "prefix", "video_scores")  # lead to files
 
 
 def read_settings(
