@@ -146,7 +146,7 @@ SPOILED = {
 
 @pytest.mark.parametrize("spoil, words", SPOILED.values(), ids=SPOILED)
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_bad_input_is_refused_with_its_place_and_mend(folder, spoil, words, in_memory):
+def test_bad_input_is_refused_with_its_place_and_advice(folder, spoil, words, in_memory):
     spoil(folder)
     with pytest.raises(DataError) as caught:
         load_dataset(folder, in_memory=in_memory)
