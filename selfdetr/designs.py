@@ -111,7 +111,7 @@ class Objective:
             return "steps" if self.feedback is None or self.feedback.guidance != "diversity" else "windows"
         return "windows" if base in ("feedback_decoder", "query_overlap") else "instances"
 
-
+# %% ../nbs/14_designs.ipynb #4b0ed8a7
 def make_objective(
     model: SelfDETR,
     loss: LossConfig = LossConfig(),
