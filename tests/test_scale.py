@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+<<<<<<< HEAD
 from selfdetr import data, diversity
 from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, training_windows
+=======
+from selfdetr import diversity, inference
+from selfdetr.data import Batch, load_dataset, test_windows, windows_of
+>>>>>>> data
 from selfdetr.feedback import FeedbackConfig
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.model import ModelConfig, SelfDETR
@@ -51,7 +56,7 @@ def saved_for_backward(criterion, feedback, fast):
     if fast:
         fuse(model)
     target = {"segments": torch.tensor([[0.5, 0.2]]), "labels": torch.tensor([1])}
-    batch = data.Batch(torch.randn(3, 33, 4), None, [target] * 3)
+    batch = Batch(torch.randn(3, 33, 4), None, [target] * 3)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
         criterion.total(loss_terms(model, criterion, feedback, batch))
     return kept
@@ -81,6 +86,7 @@ def many(tmp_path_factory):
     return folder / "data"
 
 
+<<<<<<< HEAD
 def test_thousands_of_mapped_recordings_need_few_open_files(many):
     script = f"""
 import resource
@@ -129,6 +135,21 @@ def test_standardising_holds_the_features_once(peak_bytes):
     most, dataset = peak_bytes(lambda: standardise(dataset), times=1)  # in place
     assert most < 0.5 * values.nbytes
     assert np.array_equal(dataset.scale, np.stack(expected).astype(np.float32))
+=======
+def test_detection_in_many_recordings_holds_some_of_them(many, monkeypatch, peak_bytes):
+    monkeypatch.setattr(inference, "whole_recordings", partial(inference.whole_recordings, rows=2000))
+    torch.manual_seed(0)
+    model = SelfDETR(ModelConfig(**{**vars(TINY), "channels": 64, "queries": 60}))
+    dataset, peaks = load_dataset(many), []
+    for count in (50, 500):
+        windows = test_windows(dataset, length=300)
+        windows.video, windows.start, windows.valid = (x[:count] for x in (windows.video, windows.start, windows.valid))
+        detect = partial(detect_dataset, model, windows, InferenceConfig(window=300, most=1, batch=4))
+        peaks.append(peak_bytes(detect))
+    (few, found), (more, all_found) = peaks
+    assert all_found.video.nunique() == 10 * found.video.nunique() == 500
+    assert more - few < 60_000 * 40 / 4  # the raw detections of the others are 40 bytes each, 180 a window
+>>>>>>> data
 
 
 def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
@@ -140,23 +161,7 @@ def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
 
     monkeypatch.setattr(diversity, "window_diversity", watching)
     for length in (128, 256, 512, 4096):
-        windows = data.windows_of(np.zeros((20_000, 4), np.float32), length, 0.0)
+        windows = windows_of(np.zeros((20_000, 4), np.float32), length, 0.0)
         taken.clear()
         diversity.collapse_report(SelfDETR(TINY), windows)
         assert max(taken) == {128: 16, 256: 16, 512: 4, 4096: 1}[length]
-
-
-def test_the_hash_of_a_mapped_recording_holds_a_block_of_it(tmp_path, peak_bytes):
-    folder = tmp_path / "data"
-    (folder / "features").mkdir(parents=True)
-    database = {}
-    for name, subset in (("a", "training"), ("b", "test")):
-        np.save(folder / "features" / f"{name}.npy", np.ones((40_000, 64), np.float16))
-        instances = [{"label": "x", "segment": [1, 2]}]
-        database[name] = {"subset": subset, "duration": 4000, "annotations": instances}
-    (folder / "annotations.json").write_text(json.dumps({"database": database}))
-    said = {"fps": 10, "stride": 1, "snippet": 1}
-    (folder / "dataset.json").write_text(json.dumps(said | {"in_memory": False}))
-    most, digest = peak_bytes(load_dataset(folder).hash)
-    assert most < 0.6 * (folder / "features" / "a.npy").stat().st_size
-    assert digest == load_dataset(folder, in_memory=True).hash()  # the same content
