@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-<<<<<<< HEAD
-from selfdetr import data, diversity
-from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, training_windows
-=======
-from selfdetr import diversity, inference
-from selfdetr.data import Batch, load_dataset, test_windows, windows_of
->>>>>>> data
+from selfdetr import diversity
+from selfdetr.data import Batch, windows_of
 from selfdetr.feedback import FeedbackConfig
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.model import ModelConfig, SelfDETR
@@ -84,72 +79,6 @@ def many(tmp_path_factory):
     )
     subprocess.run([sys.executable, "-c", script], check=True)
     return folder / "data"
-
-
-<<<<<<< HEAD
-def test_thousands_of_mapped_recordings_need_few_open_files(many):
-    script = f"""
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-from selfdetr.data import load_dataset, training_windows
-from selfdetr.trainer import epoch_batches
-dataset = load_dataset({str(many)!r})
-windows = training_windows(dataset, length=64)
-taken = [windows.batch(indices) for indices in epoch_batches(len(windows), 100, 0, 0)]
-print(len(dataset.videos), sum(len(batch.features) for batch in taken) >= len(windows) - 100)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "2000 True\n", done.stderr
-
-
-def recording(hours):
-    "A recording of so many hours with an action every seven seconds, and no features."
-    grid, start = TimeGrid(6), np.arange(0, hours * 3600 - 7, 7.0)
-    steps, labels = hours * 3600 * 6, np.zeros(len(start), dtype=np.int64)
-    video = Video("one", "train", hours * 3600.0, grid, steps, 0, np.stack([start, start + 4], axis=1), labels)
-    return Dataset(Path("none"), ("action",), (video,), 4, None)
-
-
-def test_cutting_a_long_recording_grows_with_its_length(monkeypatch):
-    compared = []
-
-    def counting(segments, labels, start, valid, keep, real=data.window_targets):
-        compared.append(len(segments) * len(start))
-        return real(segments, labels, start, valid, keep)
-
-    monkeypatch.setattr(data, "window_targets", counting)
-    work = []
-    for hours in (2, 20):
-        compared.clear()
-        training_windows(recording(hours))
-        work.append(sum(compared))
-    assert 9 * work[0] < work[1] < 11 * work[0]
-
-
-def test_standardising_holds_the_features_once(peak_bytes):
-    values = np.random.default_rng(0).standard_normal((200_001, 4), dtype=np.float32)
-    nothing = np.zeros((0, 2)), np.zeros(0, dtype=np.int64)
-    video = Video("one", "train", 2e5, TimeGrid(1), 200_000, 0, *nothing)
-    expected = values[:-1].mean(axis=0, dtype=np.float64), values[:-1].std(axis=0, dtype=np.float64)
-    dataset = Dataset(Path("none"), ("action",), (video,), 4, values)
-    most, dataset = peak_bytes(lambda: standardise(dataset), times=1)  # in place
-    assert most < 0.5 * values.nbytes
-    assert np.array_equal(dataset.scale, np.stack(expected).astype(np.float32))
-=======
-def test_detection_in_many_recordings_holds_some_of_them(many, monkeypatch, peak_bytes):
-    monkeypatch.setattr(inference, "whole_recordings", partial(inference.whole_recordings, rows=2000))
-    torch.manual_seed(0)
-    model = SelfDETR(ModelConfig(**{**vars(TINY), "channels": 64, "queries": 60}))
-    dataset, peaks = load_dataset(many), []
-    for count in (50, 500):
-        windows = test_windows(dataset, length=300)
-        windows.video, windows.start, windows.valid = (x[:count] for x in (windows.video, windows.start, windows.valid))
-        detect = partial(detect_dataset, model, windows, InferenceConfig(window=300, most=1, batch=4))
-        peaks.append(peak_bytes(detect))
-    (few, found), (more, all_found) = peaks
-    assert all_found.video.nunique() == 10 * found.video.nunique() == 500
-    assert more - few < 60_000 * 40 / 4  # the raw detections of the others are 40 bytes each, 180 a window
->>>>>>> data
 
 
 def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
