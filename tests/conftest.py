@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -90,3 +91,25 @@ def peak_bytes():
         return min(readings), result
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_folder, tmp_path_factory):
+    "One run, computed once for all tests; copy it before changing it."
+    from small_runs import SMALL
+
+    from selfdetr import study
+    from selfdetr.data import load_dataset
+
+    torch.set_num_threads(1)
+    data = load_dataset(tiny_folder)
+    spec = study.make_spec("tiny", "smoke", data, overrides=SMALL)
+    return study.run(spec, data, runs_root=tmp_path_factory.mktemp("runs"), device="cpu", progress=False)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    "A cache that holds a copy of that run, to be changed."
+    from selfdetr import study
+
+    return study.read_run(shutil.copytree(finished.folder, tmp_path / "runs" / finished.folder.name))

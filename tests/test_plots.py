@@ -198,7 +198,7 @@ def test_table_without_the_paper_and_table_without_rows():
 
 
 def test_save_is_whole_or_nothing(tmp_path, monkeypatch):
-    path = plots.save(plots.plot_table(table()), tmp_path / "new" / "table.png")
+    path = plots.save_picture(plots.plot_table(table()), tmp_path / "new" / "table.png")
     before = path.read_bytes()
     assert before.startswith(b"\x89PNG")
 
@@ -208,7 +208,7 @@ def test_save_is_whole_or_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plots.Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        plots.save(plt.figure(), path)
+        plots.save_picture(plt.figure(), path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
@@ -229,7 +229,7 @@ def test_a_design_keeps_its_colour_whatever_it_is_called_and_stands_beside():
     alone = {name: plots.method_colours([name])[name] for name in designs}
     others = [f"row {i}" for i in range(5)]
     together = plots.method_colours([*others, *designs])
-    assert {name: together[name] for name in designs} == alone and len({*together.values(), plots.TRUTH}) == 14
+    assert {name: together[name] for name in designs} == alone and len({*together.values(), plots.TRUTH_COLOUR}) == 14
 
 
 def test_feedback_added_to_a_design_is_dashed_and_hollow():

@@ -1,0 +1,206 @@
+"""Many runs: failing, killed and interrupted ones, jobs of a cluster, leftovers, one data set for all of them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from small_runs import ROWS, SMALL, assert_same_run, flip, make_table, visible
+
+from selfdetr import study
+from selfdetr.data import Dataset, features
+from selfdetr.resume import STATE
+from selfdetr.study import cache, compute, pool
+from selfdetr.study.compute import run_hash
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_failing_run_leaves_no_folder_and_the_others_stay(tiny_folder, tmp_path, monkeypatch):
+    compute_run = cache.compute_run
+
+    def fails_for_seed_1(spec, data, folder, *options):
+        (folder / "metrics.json").write_text('{"average": ')
+        if spec.seed == 1 and spec.loss.feedback_encoder:
+            raise OSError("no space left on device")
+        compute_run(spec, data, folder, *options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "compute_run", fails_for_seed_1)
+        with pytest.raises(RuntimeError, match="1 of 4 runs failed") as caught:
+            make_table(ROWS, 2, tiny_folder, tmp_path)
+    assert '"seed": 1' in str(caught.value) and "no space left on device" in str(caught.value)
+    kept = study.runs(tmp_path)
+    assert len(kept) == 3 and "problem" not in kept and set(kept.run) == set(visible(tmp_path))
+    computed = []
+    counted = lambda spec, *rest: (computed.append(spec.seed), compute_run(spec, *rest))  # noqa: E731
+    monkeypatch.setattr(cache, "compute_run", counted)
+    table = make_table(ROWS, 2, tiny_folder, tmp_path)
+    assert computed == [1] and table.content["seeds"] == [0, 1] and len(visible(tmp_path)) == 4
+    again = make_table([{**ROWS[1], "name": "the same by another name"}, *ROWS], 2, tiny_folder, tmp_path)
+    assert computed == [1] and again.content["rows"][0]["average"] == again.content["rows"][2]["average"]
+
+
+def test_a_killed_worker_is_one_message_and_a_second_call_goes_on(finished, tiny, tmp_path, monkeypatch):
+    "What loky raises when the system kills a worker; `make kill` really kills one."
+    shutil.copytree(finished.folder, tmp_path / finished.folder.name)
+    specs = [finished.spec, study.override(finished.spec, {"train.epochs": 3})]
+
+    def killed(*_, **__):
+        raise TerminatedWorkerError("A worker process managed by the executor was unexpectedly terminated.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "Parallel", killed)
+        with pytest.raises(RuntimeError, match="1 of 2 runs failed; the others are kept") as caught:
+            study.run_all(specs, tiny, "", tmp_path, "cpu", 2, False)
+    lines = str(caught.value).splitlines()
+    name = run_hash(specs[1], tiny.hash())
+    assert lines[1].startswith(f"run {name} (seed 0): a worker process was killed") and "call again" in lines[1]
+    assert finished.folder.name not in str(caught.value)
+    assert len(study.run_all(specs, tiny, "", tmp_path, "cpu", 1, False)) == 2
+
+
+def test_a_damaged_run_stops_a_study_before_any_training(copied, tiny, monkeypatch):
+    flip(copied.folder / "history.csv", 0.5)
+    monkeypatch.setattr(compute, "train", lambda *_, **__: pytest.fail("training was started"))
+    specs = [study.override(copied.spec, {"train.epochs": 3}), copied.spec]
+    with pytest.raises(ValueError, match="history.csv.*delete the folder"):
+        study.run_all(specs, tiny, "", copied.folder.parent, "cpu", 1, False)
+
+
+ENDS = """
+import multiprocessing, os, signal, time
+from selfdetr.study import pool
+
+pool.attempt = os.getpid
+pids = pool.in_workers([()] * 6, 6)
+assert os.getpid() not in pids
+left = multiprocessing.active_children()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.killpg(0, signal.SIGINT)
+time.sleep(1)
+assert not left, left
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes on this system")
+def test_a_notebook_of_workers_ends_without_a_traceback():
+    "At its end a kernel, and all processes that it has started, are interrupted, those that are still starting too."
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=200,
+                          start_new_session=True)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from pathlib import Path
+from selfdetr.study import pool
+
+def busy(path):
+    Path(path).touch()
+    time.sleep(100)
+
+pool.attempt = busy
+print("begins", flush=True)
+pool.in_workers([(path,) for path in sys.argv[1:]], 2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes on this system")
+def test_an_interrupt_stops_a_study_and_its_workers(tmp_path):
+    "Ctrl-C, which the terminal sends to all of its processes."
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    begun = [tmp_path / "a", tmp_path / "b"]
+    process = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), *map(str, begun)], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while not all(path.exists() for path in begun) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=40)[1]  # which waits until no process holds the pipe
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT and said.rstrip().endswith("KeyboardInterrupt")
+
+
+# ---- the data
+
+
+def test_a_study_reads_every_feature_file_once_and_hashes_once(tiny_folder, tmp_path, monkeypatch):
+    "Four runs of a data set of five videos."
+    reads, hashes = [], []
+    read, digest = features.READERS["npy"], Dataset._digest
+    monkeypatch.setitem(features.READERS, "npy", lambda path: (reads.append(path.name), read(path))[1])
+    monkeypatch.setattr(Dataset, "_digest", lambda data: (hashes.append(1), digest(data))[1])
+    table = make_table(ROWS, 2, tiny_folder, tmp_path)
+    assert len(visible(tmp_path)) == 4 and table.content["data"]
+    assert len(reads) == len(set(reads)) == 5 and len(hashes) == 1
+
+
+# ---- a cluster
+
+
+def test_jobs_of_a_cluster_give_the_table_of_the_workers(tiny_folder, tmp_path):
+    "With submitit's local executor, which starts one process a job as Slurm would."
+    pytest.importorskip("submitit")
+    rows = [ROWS[0], {**ROWS[1], "overrides": SMALL | {"train.lr": 1e12}}]
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed") as caught:
+        make_table(rows, 1, tiny_folder, tmp_path / "jobs", cluster="local")
+    assert "training stopped in epoch" in str(caught.value)
+    sent = make_table(ROWS[:1], 1, tiny_folder, tmp_path / "jobs", cluster="local")
+    here = make_table(ROWS[:1], 1, tiny_folder, tmp_path / "workers")
+    assert sent.content == here.content
+    with pytest.raises(ValueError, match="choose 'slurm', 'local'"):
+        make_table(ROWS[:1], 1, tiny_folder, tmp_path / "none", cluster="cloud")
+
+
+@pytest.mark.parametrize(
+    "device, cluster, gpus, turns",
+    [("auto", "", 2, ["cuda:0", "cuda:1"]), ("cuda", "", 1, ["cuda:0"]), ("cuda:1", "", 2, ["cuda:1"]),
+     ("cpu", "", 2, ["cpu"]), ("auto", "", 0, ["auto"]), ("cuda", "slurm", 2, ["cuda"])],
+)  # fmt: skip
+def test_runs_take_the_gpus_in_turn(monkeypatch, device, cluster, gpus, turns):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert pool.take_turns(device, cluster) == turns
+
+
+# ---- leftovers
+
+
+def test_leftovers_do_not_pile_up(copied, tmp_path):
+    root = copied.folder.parent
+    old = time.time() - 31 * 86400
+
+    def unfinished(name, touched):
+        work = cache.work_folder(name, root)
+        work.mkdir()
+        (work / STATE).write_bytes(b"state")
+        work.with_suffix(".lock").touch()
+        for path in (work / STATE, work, work.with_suffix(".lock")):
+            os.utime(path, (touched, touched))
+        return work
+
+    finished, fresh = unfinished(copied.folder.name, time.time()), unfinished("fresh", time.time())
+    dead, busy = unfinished("dead", old), unfinished("busy", old)
+    waiting = dead.with_suffix(".lock").open()  # by a process that opened it before the sweep and waits to have it
+    with pool.FileLock(busy.with_suffix(".lock")):
+        pool.sweep(root)
+    assert not finished.exists() and not dead.exists()
+    with waiting:  # a process that comes later waits for the same file
+        assert os.path.samestat(os.fstat(waiting.fileno()), dead.with_suffix(".lock").stat())
+    assert (fresh / STATE).exists() and (busy / STATE).exists() and copied.folder.exists()
+
+
+def test_a_study_goes_on_from_its_own_states_however_old_they_are(finished, tiny, tmp_path, monkeypatch):
+    work = shutil.copytree(finished.folder, cache.work_folder(finished.folder.name, tmp_path))
+    work.with_suffix(".lock").touch()
+    for path in (*work.iterdir(), work.with_suffix(".lock")):
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(cache, "compute_run", lambda *_: pytest.fail("begun anew"))
+    assert_same_run(study.run_all([finished.spec], tiny, "", tmp_path, "cpu", 1, False)[0], finished)

@@ -1,0 +1,105 @@
+"""Specs survive their JSON, and what cannot be a spec, a data set or a parameter is refused in one line."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfdetr import study
+from selfdetr.study import RunSpec, make_spec, override
+from selfdetr.study.compute import run_hash
+
+numbers = st.floats(0, 100)
+OVERRIDES = st.fixed_dictionaries(
+    {},
+    optional={
+        "model.dim": st.sampled_from([64, 128, 256]),
+        "model.encoder_layers": st.integers(0, 6),
+        "model.decoder_self_attention": st.sampled_from(["standard", "relational", "none"]),
+        "model.dropout": st.floats(0, 0.9),
+        "feedback.encoder": st.sampled_from(["matmul", "average", "last"]),
+        "feedback.kl": st.sampled_from(["guidance", "map"]),
+        "train.milestones": st.lists(st.integers(1, 100), max_size=3),
+        "train.lr": st.floats(1e-7, 10),
+        "train.precision": st.sampled_from(["32-true", "bf16-mixed"]),
+        "loss.feedback_encoder": numbers,
+        "loss.alpha": numbers,
+        "inference.nms": st.sampled_from(["soft", "hard", "none"]),
+        "inference.sigma": st.floats(0.01, 10),
+    },
+)
+
+
+@settings(max_examples=40)
+@given(overrides=OVERRIDES, seed=st.integers(0, 10**6), dataset=st.text(max_size=8), profile=st.text(max_size=8))
+def test_a_spec_survives_its_json(overrides, seed, dataset, profile):
+    spec = override(RunSpec(dataset, profile, seed=seed), overrides)
+    again = RunSpec.from_json(spec.to_json())
+    assert again == spec and again.to_json() == spec.to_json() and run_hash(again, "") == run_hash(spec, "")
+    for key, value in overrides.items():
+        part, name = key.split(".")
+        assert getattr(getattr(again, part), name) == (tuple(value) if name == "milestones" else value)
+
+
+@settings(max_examples=40)
+@given(a=OVERRIDES, b=OVERRIDES)
+def test_runs_share_a_name_only_when_they_are_the_same(a, b):
+    a, b = override(RunSpec(), a), override(RunSpec(), b)
+    assert (run_hash(a, "data") == run_hash(b, "data")) == (a == b)
+    assert len({run_hash(a, "data"), run_hash(a, "other data"), run_hash(replace(a, seed=1), "data")}) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"seeds": 1}', '{"model": {"width": 3}}', '{"train": {"lr": 0}}']
+)
+def test_text_that_is_no_spec_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        RunSpec.from_json(text)
+
+
+@pytest.mark.parametrize("key", ["lr", "seed", "model.depth", "models.dim", "train.", ".lr", "loss.alpha.x", ""])
+def test_an_unknown_override_is_named(key):
+    with pytest.raises(ValueError, match="no such field") as caught:
+        override(RunSpec(), {key: 1})
+    assert repr(key) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [["a"], [[1]], [None], [1.5], [10**30]])
+def test_what_an_override_puts_into_a_list_is_checked(value):
+    for spec in (RunSpec(), override(RunSpec(), {"train.milestones": []})):
+        with pytest.raises(ValueError, match="override 'train.milestones': milestones is "):
+            override(spec, {"train.milestones": value})
+
+
+@pytest.mark.parametrize("seed", [-1, 10**13])
+def test_a_seed_that_cannot_be_one_is_refused(tiny, seed):
+    with pytest.raises(ValueError, match=f"seed {seed}: give a whole number"):
+        make_spec("tiny", "smoke", tiny, seed)
+
+
+def table_options(dataset, out_dir, seeds=2):
+    names = dict(dataset=str(dataset), profile="smoke", data_root="", seeds=seeds, device="cpu", workers=1,
+                 out_dir=str(out_dir), cluster="")  # fmt: skip
+    return study.check_parameters(names)
+
+
+@pytest.mark.parametrize("dataset, name", [
+    ("simulated", "simulated"), ("a/tiny", "tiny"), ("a/tiny/", "tiny"), ("a/b/../tiny", "tiny"), (".", "here"),
+    ("..", "above"), ("../there", "there"),
+])  # fmt: skip
+def test_the_folder_of_results_has_the_data_sets_name(tmp_path, monkeypatch, dataset, name):
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    results, options = table_options(dataset, "out")
+    assert results == options["results"] == Path("out", f"{name}-smoke") and options["dataset"] == dataset
+
+
+def test_results_that_cannot_be_written_stop_a_notebook_in_its_first_cell(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    parameters = dict(dataset="simulated", profile="smoke", data_root="", seeds=1, device="cpu", workers=1, cluster="")
+    study.check_parameters(parameters | {"out_dir": str(tmp_path / "new" / "results")})
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(OSError, match=r"file/results: cannot be written \(.*file is a file\); choose a folder"):
+        study.check_parameters(parameters | {"out_dir": str(tmp_path / "file" / "results")})
