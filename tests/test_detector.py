@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 
 from selfdetr import detector as module
 from selfdetr.checkpoint import save_model
-from selfdetr.data import DataError, TimeGrid, WindowConfig, drop_pages, load_dataset, resize_features
+from selfdetr.data.dataset import load_dataset
+from selfdetr.data.features import drop_pages, resize_features
+from selfdetr.data.files import DataError
+from selfdetr.data.timegrid import TimeGrid
+from selfdetr.data.windows import WindowConfig
 from selfdetr.detector import Detector, read_detector, save_detector, write_detector
 from selfdetr.inference import InferenceConfig, detect, detect_dataset
 from selfdetr.model import ModelConfig, SelfDETR
@@ -187,14 +191,6 @@ def test_the_pages_of_a_map_are_given_back(detector, tmp_path):
     assert resident(path) < 500
 
 
-def test_changes_to_a_private_map_are_not_dropped(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((50, 8), np.float32))
-    features = np.load(tmp_path / "a.npy", mmap_mode="c")
-    features[7] = 1
-    drop_pages(features)
-    assert features[7].min() == 1 and np.load(tmp_path / "a.npy").max() == 0
-
-
 @pytest.mark.parametrize("steps", [1, 31, 32, 33])
 def test_short_recordings_work(detector, files, steps):
     found = detector.detect(np.load(files[0])[:steps], grid=TimeGrid(10))
@@ -240,15 +236,6 @@ def test_frame_rates_that_varied_are_warned_of(detector, files):
     with pytest.warns(UserWarning, match="training videos varied"):
         varied.detect(files[0])
     assert varied.detect(files[0], fps=10.0).equals(detector.detect(files[0], fps=10.0))
-
-
-@settings(max_examples=15)
-@given(steps=st.integers(1, 40), wanted=st.integers(1, 60))
-def test_resizing_is_that_of_pytorch(steps, wanted):
-    values = np.random.default_rng(steps).standard_normal((steps, 3)).astype(np.float32)
-    rows = torch.from_numpy(values).T[None]
-    expected = torch.nn.functional.interpolate(rows, wanted, mode="linear", align_corners=False)[0].T
-    assert np.allclose(resize_features(values, wanted), expected, atol=1e-5)
 
 
 def test_a_model_of_resized_recordings(dataset, made, files, tmp_path):

@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+<<<<<<< HEAD
 from selfdetr import data, diversity, inference
 from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, test_windows, training_windows
+=======
+from selfdetr import diversity
+from selfdetr.data import Batch, windows_of
+>>>>>>> detecting
 from selfdetr.feedback import FeedbackConfig
 from selfdetr.inference import InferenceConfig, detect_dataset
 from selfdetr.losses import LossConfig, SetCriterion
@@ -77,8 +82,18 @@ def test_maps_are_kept_only_where_the_feedback_is_trained(fast):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
+<<<<<<< HEAD
     "A folder of 400 recordings."
     return write_videos(tmp_path_factory.mktemp("many"), 400)
+=======
+    "A folder of 2,000 recordings."
+    folder = tmp_path_factory.mktemp("many")
+    script = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import scale; scale.write_videos({str(folder)!r}, 2000)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    return folder / "data"
+>>>>>>> detecting
 
 
 def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
