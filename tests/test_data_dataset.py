@@ -146,7 +146,7 @@ SPOILED = {
 
 @pytest.mark.parametrize("spoil, words", SPOILED.values(), ids=SPOILED)
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_bad_input_is_refused_with_its_place_and_mend(folder, spoil, words, in_memory):
+def test_bad_input_is_refused_with_its_place_and_advice(folder, spoil, words, in_memory):
     spoil(folder)
     with pytest.raises(DataError) as caught:
         load_dataset(folder, in_memory=in_memory)
@@ -162,6 +162,7 @@ def test_bad_input_is_refused_with_its_place_and_mend(folder, spoil, words, in_m
     (dict(train="test"), ["both train and test"]),
     (dict(test="tst"), ["subset 'tst'", "did you mean 'test'?"]),
     (dict(feature_format="h5"), ["feature_format is 'h5'", "npy, npz, pt"]),
+    (dict(strid=4), ["unknown field 'strid'", "did you mean 'stride'?"]),
     (dict(feature_format="npzz"), ["feature_format is 'npzz'", "did you mean 'npz'?"]),
     (dict(release="thumos"), ["release 'thumos'", "did you mean 'thumos14'?"]),
     (dict(grid=TimeGrid(10), resize=50), ["video 'a'", "grid", "resized to 50 steps", "one of the two"]),
@@ -309,7 +310,7 @@ def test_vts_loads():
 
 def test_each_file_of_features_is_read_once(folder, monkeypatch):
     read = []
-    monkeypatch.setattr(features, "read_features", lambda path, *how: read.append(path.name) or READ_FEATURES(path, *how))
+    monkeypatch.setattr(features, "read_features", lambda path, *a: read.append(path.name) or READ_FEATURES(path, *a))
     load_dataset(folder)
     assert sorted(read) == [f"{name}.npy" for name in "abcde"]
 
