@@ -60,18 +60,18 @@ def _look_around(findings: Findings, missing: str) -> None:
     "Say what might have been meant instead of a missing annotation file."
     folder = findings.folder
     for path in sorted([*folder.glob("*.*"), *folder.glob("*/*.*")]):
-        name, found, fix = findings.short(path), "", ""
+        name, problem, fix = findings.short(path), "", ""
         with suppress(DataError):
             if path.suffix in (".csv", ".tsv"):
-                found, fix = "is a table", f"if it lists segments, run: selfdetr data import {name} FOLDER"
+                problem, fix = "is a table", f"if it lists segments, run: selfdetr data import {name} FOLDER"
             elif path.suffix == ".txt" and _SEGMENT_LINE.match(read_text(path)):
-                found = 'has lines of "video start end", as the files of the THUMOS challenge, one for each class'
+                problem = 'has lines of "video start end", as the files of the THUMOS challenge, one for each class'
                 fix = "join them to a CSV of video,start,end,label and run: selfdetr data import"
             elif path.suffix == ".json" and isinstance(read_json(path).get("database"), dict):
-                found = "has the layout of an annotation file"
+                problem = "has the layout of an annotation file"
                 fix = f'write "annotations": "{name}" in dataset.json, or rename it to {missing}'
-        if found:
-            findings.add("annotations elsewhere", name, found, fix=fix)
+        if problem:
+            findings.add("annotations elsewhere", name, problem, fix=fix)
 
 # %% ../../nbs/46_check_annotations.ipynb #9d60b3fa
 def _check_units(annotations: Annotations, findings: Findings, item: str) -> None:
@@ -84,11 +84,11 @@ def _check_units(annotations: Annotations, findings: Findings, item: str) -> Non
     last, duration = np.array(list(lasts.values())), np.array([video.duration for video in lasts])
     ratio = np.median(last / duration)
     if ratio > 2:
-        found = f"in most videos the last action ends at {ratio:.3g} times the duration, so not in seconds"
-        findings.add("units", item, f"{found}; divide the times by the frame rate, or by 1000 if in milliseconds")
+        problem = f"in most videos the last action ends at {ratio:.3g} times the duration, so not in seconds"
+        findings.add("units", item, f"{problem}; divide the times by the frame rate, or by 1000 if in milliseconds")
     if last.max() <= 1 < np.median(duration) / 5:
-        found = "no action ends after the first second of its video: times are fractions of the videos"
-        findings.add("units", item, f"{found}; multiply the times by the video's duration")
+        problem = "no action ends after the first second of its video: times are fractions of the videos"
+        findings.add("units", item, f"{problem}; multiply the times by the video's duration")
 
 # %% ../../nbs/46_check_annotations.ipynb #e7e45eaf
 def _near_duplicates(

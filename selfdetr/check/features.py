@@ -41,11 +41,11 @@ def _guess_stems(names: Sequence[str], stems: Sequence[str], prefix: str) -> Ite
     folded = {stem.casefold(): stem for stem in stems}
     yield {name: folded.get((prefix + name).casefold(), "") for name in names}, "write both names in the same case"
     for before, after, added in _affixes(names, stems):
-        what = " and ".join(repr(part) for part in (before, after) if part)
+        parts = " and ".join(repr(part) for part in (before, after) if part)
         if not added:
-            yield {before + stem + after: stem for stem in stems}, f"leave {what} out of the videos' names"
+            yield {before + stem + after: stem for stem in stems}, f"leave {parts} out of the videos' names"
         elif after:
-            yield {name: before + name + after for name in names}, f"leave {what} out of the files' names"
+            yield {name: before + name + after for name in names}, f"leave {parts} out of the files' names"
         else:
             yield {name: before + name for name in names}, f'write "prefix": "{before}" in dataset.json'
 
@@ -169,8 +169,8 @@ def _check_channels(
         if each.steps == expected != each.channels:
             corrected[name] = each.turned
             fix = f"save it as ({each.channels} steps, {each.steps} channels)"
-            found = f"has {each.steps} rows and {each.channels} columns: it looks transposed; {fix}"
-            findings.add("channels", item, found)
+            problem = f"has {each.steps} rows and {each.channels} columns: it looks transposed; {fix}"
+            findings.add("channels", item, problem)
         elif each.channels != expected:
             with trying(findings.take, "channels", item):
                 check_channels({"": expected, item: each.channels}, dim, str)
@@ -232,8 +232,8 @@ def check_all_features(
                   for name, shape in shapes.items() if shape is not None}
     if _all_turned(recordings):
         order, fix = ("(steps, channels)", "false") if files.channels_first else ("(channels, steps)", "true")
-        found = f"all {len(recordings)} files have as many rows and differ in their columns: they hold {order}"
-        findings.add("channels first", item, f'{found}; write "channels_first": {fix} in dataset.json')
+        problem = f"all {len(recordings)} files have as many rows and differ in their columns: they hold {order}"
+        findings.add("channels first", item, f'{problem}; write "channels_first": {fix} in dataset.json')
         recordings = {name: each.turned for name, each in recordings.items()}
     recordings = _check_channels(recordings, annotations.feature.get("dim"), findings)
     _check_lengths(recordings, findings, item)

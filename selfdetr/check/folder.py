@@ -133,8 +133,8 @@ def _check_use(folder: Path, settings: Settings, standardised: bool, findings: F
         advice = one_of(str(protocol), PROTOCOLS)
         findings.add("settings", "dataset.json", f"unknown protocol {shown(protocol)}; {advice}")
     if not settings.in_memory and settings.feature_format != "npy" and not settings.resize:
-        found = f"in_memory is false, and every window unpacks its whole .{settings.feature_format} file"
-        findings.add("settings", "dataset.json", f"{found}; save them with np.save, as .npy", severity="warning")
+        problem = f"in_memory is false, and every window unpacks its whole .{settings.feature_format} file"
+        findings.add("settings", "dataset.json", f"{problem}; save them with np.save, as .npy", severity="warning")
     if standardised and not settings.in_memory:
         findings.add("settings", "standardised", "mapped features cannot be standardised; set in_memory to true")
 
@@ -147,9 +147,9 @@ def _annotation_facts(
     for entry in annotations.entries.values():
         subset = subset_key(entry.subset) if entry.subset else "no subset"
         subsets.setdefault(subset, []).append(len(entry.annotations))
-    found = [f"{s} ({len(counts)} videos, {sum(counts)} annotations)" for s, counts in sorted(subsets.items())]
+    counted = [f"{s} ({len(counts)} videos, {sum(counts)} annotations)" for s, counts in sorted(subsets.items())]
     facts = {"annotation file": findings.short(path), "feature files": findings.short(files.path("{video}")),
-             "subsets found": ", ".join(found)}
+             "subsets found": ", ".join(counted)}
     for split in ("train", "test"):
         videos = annotations.split(split)
         names = ", ".join(subset for subset, which in annotations.splits.items() if which == split)

@@ -48,8 +48,8 @@ def _refuse_unknown(columns: Mapping[str, str], ignore: Sequence[str], header: S
         raise DataError(f"{where}: columns names {shown(role)}; write one of {', '.join(ROLES)}")
     for name in ignore:
         if name not in header:
-            what = f"there is no column {shown(name)} to ignore (found: {shorten(header, 20)})"
-            raise DataError(f"{where}: {what}; correct ignore=[...] (--ignore)")
+            problem = f"there is no column {shown(name)} to ignore (found: {shorten(header, 20)})"
+            raise DataError(f"{where}: {problem}; correct ignore=[...] (--ignore)")
 
 
 def _find_columns(
@@ -63,16 +63,16 @@ def _find_columns(
     for role, usual in ROLES.items():
         given = columns.get(role)
         fits = [name == given for name in header] if given else [re.fullmatch(usual, name) for name in plain]
-        found = [i for i, fit in enumerate(fits) if fit and header[i] not in ignore]
+        fitting = [i for i, fit in enumerate(fits) if fit and header[i] not in ignore]
         say = f"say which it is: columns={{{role!r}: ...}} (--column {role}=...)"
-        if len(found) > 1:
-            two = " and ".join(shown(header[i]) for i in found)
+        if len(fitting) > 1:
+            two = " and ".join(shown(header[i]) for i in fitting)
             raise DataError(f"{where}: columns {two} may both be the {role}; {say}, or ignore one (--ignore)")
-        if found:
-            roles[role] = found[0]
+        if fitting:
+            roles[role] = fitting[0]
         elif given or role not in ("subset", "duration"):
-            what = f"no column {given!r}" if given else f"no column for the {role}"
-            raise DataError(f"{where}: there is {what} (found: {shorten(header, 20)}); name it {role}, or {say}")
+            missing = f"no column {given!r}" if given else f"no column for the {role}"
+            raise DataError(f"{where}: there is {missing} (found: {shorten(header, 20)}); name it {role}, or {say}")
     return roles
 
 # %% ../../nbs/49_import.ipynb #17a00009
@@ -91,11 +91,11 @@ def _refuse_units(header: Sequence[str], roles: Mapping[str, int], fps: float | 
     "`DataError` for times in a unit that is not read, or not with (or without) this rate."
     units = {role: _unit_of(header[roles[role]]) for role in ("start", "end", "duration") if role in roles}
     for role, unit in units.items():
-        what, name = f"{where}: {shown(header[roles[role]])} holds {unit}", shown(role)
+        problem, name = f"{where}: {shown(header[roles[role]])} holds {unit}", shown(role)
         if unit in ("milliseconds", "minutes"):
-            raise DataError(f"{what}; write seconds, and name the column {name}")
+            raise DataError(f"{problem}; write seconds, and name the column {name}")
         if unit == "seconds" and role != "duration" and fps is not None:
-            raise DataError(f"{what}; leave fps out (--fps)")
+            raise DataError(f"{problem}; leave fps out (--fps)")
     start, end = units["start"], units["end"]
     if start and end and start != end:
         two = " and ".join(f"{shown(header[roles[role]])} holds {units[role]}" for role in ("start", "end"))
@@ -230,8 +230,9 @@ def _settle_durations(
         return [row._replace(duration=None) for row in segments], [f"column {shown(name)} is not used: {why}"]
     notes = [f"column {shown(name)} is read as seconds, unlike start and end"] if both and fps is not None else []
     if late := [f"line {row.line}" for row in filter(_ends_after, both)]:
-        what = f"{len(late)} segments end after the duration of their recording ({shorten(late, 5)})"
-        notes.append(f"warning: {what}; a training clips or drops them: correct the times, or --ignore {shown(name)}")
+        problem = f"{len(late)} segments end after the duration of their recording ({shorten(late, 5)})"
+        fix = f"a training clips or drops them: correct the times, or --ignore {shown(name)}"
+        notes.append(f"warning: {problem}; {fix}")
     return segments, notes
 
 # %% ../../nbs/49_import.ipynb #17a00006
@@ -316,8 +317,8 @@ def _subsets_of(
         raise DataError(f"{path}: has a column of subsets; leave test_share out, or the column")
     if not subsets:
         if not 0 < share < 1 or len(videos) < 2:
-            found = f"{len(videos)} videos cannot be split with test_share {share:g}"
-            raise DataError(f"{path}: {found}; give a share between 0 and 1, and two videos or more")
+            problem = f"{len(videos)} videos cannot be split with test_share {share:g}"
+            raise DataError(f"{path}: {problem}; give a share between 0 and 1, and two videos or more")
         subsets, drawn = _draw_subsets(list(videos), share, seed), f" (drawn, {share:g} for testing, seed {seed})"
     counts = ", ".join(f"{subset} {n}" for subset, n in Counter(subsets.values()).items())
     return subsets, f"subsets: {counts}{drawn}"
