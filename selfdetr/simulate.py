@@ -134,10 +134,10 @@ def add_action(
     stop: float | None = None,  # the moment it breaks off, seconds; None: it is finished
 ) -> None:
     "Draw one action into the features, blurred by the snippet."
-    shown = visible(grid, len(features), start, end if stop is None else stop)
-    rows = np.flatnonzero(shown)
+    seen = visible(grid, len(features), start, end if stop is None else stop)
+    rows = np.flatnonzero(seen)
     phase = np.clip((grid.to_seconds(rows) - start) / (end - start), 0, 1)
-    weights = gain * shown[rows, None] * phase_weights(phase)
+    weights = gain * seen[rows, None] * phase_weights(phase)
     for k in range(3):
         features[rows] += weights[:, k, None] * vectors[k]
 

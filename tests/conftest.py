@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import sports  # noqa: E402
 import torch  # noqa: E402
 
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
@@ -46,10 +47,24 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny(tiny_folder):
-    "That data set, loaded anew: a test may change it."
+    "That data set, loaded again: a test may change it."
     from selfdetr.data import load_dataset
 
     return load_dataset(tiny_folder)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    "The small data set of `sports.py`, which a test may change."
+    return sports.write(tmp_path / "sports")
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    "That data set, loaded; not to be changed."
+    from selfdetr.data import load_dataset
+
+    return load_dataset(sports.write(tmp_path_factory.mktemp("data") / "sports"))
 
 
 @pytest.fixture

@@ -244,8 +244,8 @@ def _unknown_label(label: str, video: str, names: Sequence[str], where: str) -> 
     "The refusal of a label that is none of the classes."
     near = similar_name(label, names)
     some = ", ".join(map(brief, names[:30])) + ", ..." * (len(names) > 30)
-    mend = f"did you mean {shown(near)}?" if near else f"the classes are {some};"
-    return DataError(f"{where}: video {shown(video)} has the unknown label {shown(label)}; {mend} "
+    advice = f"did you mean {shown(near)}?" if near else f"the classes are {some};"
+    return DataError(f"{where}: video {shown(video)} has the unknown label {shown(label)}; {advice} "
                      "Correct it, or add it to the classes or to ignore_labels")
 
 
@@ -310,8 +310,8 @@ def _subset_errors(
         for subset in names:
             if subset not in annotated:
                 near = similar_name(subset, annotated)
-                mend = f"did you mean {shown(near)}?" if near else "name one of these"
-                yield DataError(f"{where}: no video is in subset {shown(subset)} (found: {found}); {mend}")
+                advice = f"did you mean {shown(near)}?" if near else "name one of these"
+                yield DataError(f"{where}: no video is in subset {shown(subset)} (found: {found}); {advice}")
             elif taken.setdefault(subset, split) != split:
                 yield DataError(f"{where}: subset {shown(subset)} is both train and test; name another for one of them")
         usual = [] if names else [name for name in annotated if SPELLINGS.get(name) == split and not annotated[name]]

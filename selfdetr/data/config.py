@@ -66,8 +66,8 @@ def lacking(
 ) -> DataError:
     "The refusal of an entry without a key; it names the one that is there instead, if any."
     if name := other_name(entry, key):
-        mend = f"{_OTHER_NAMES[key].get(name) or 'rename that to'} \"{key}\""
-        return DataError(f"{where}: has no {key}, but \"{brief(name)}\"; {mend}")
+        advice = f"{_OTHER_NAMES[key].get(name) or 'rename that to'} \"{key}\""
+        return DataError(f"{where}: has no {key}, but \"{brief(name)}\"; {advice}")
     return DataError(f"{where}: has no {key}; write \"{key}\": {value}")
 
 # %% ../../nbs/21_config.ipynb #70e8d2f5

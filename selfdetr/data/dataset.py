@@ -246,19 +246,7 @@ def load_dataset(
     train: str | Sequence[str] | None = None,  # subsets to train on; None: dataset.json's, else by custom
     test: str | Sequence[str] | None = None,  # subsets to test on; None: dataset.json's, else by custom
     standardised: bool = False,  # bring every channel to mean 0 and deviation 1 over the training recordings
-    # The others are those of dataset.json, and go before it.
-    classes: Sequence[str] | None = None,  # class names; None: the labels that occur, sorted
-    ignore_labels: Sequence[str] | None = None,  # labels left out; None: ("Ambiguous",)
-    min_seconds: float | None = None,  # shorter instances are left out
-    annotations: str | None = None,  # the annotation file, relative to the folder; None: annotations.json
-    features: str | None = None,  # the folder of features, relative to it; None: features
-    prefix: str | None = None,  # of the feature files' names, before the video's
-    feature_format: str | None = None,  # "npy", "npz" or "pt"; None: "npy"
-    channels_first: bool | None = None,  # files hold (channels, steps); None: False
-    in_memory: bool | None = None,  # False: map the files instead; None: True
-    resize: int | None = None,  # interpolate every recording to that many steps
-    video_scores: str | None = None,  # file of class scores of whole videos, relative to the folder
-    protocol: str | None = None,  # by which detections are judged; None: all instances count
+    **options: Any,  # fields of `Settings`, such as classes, features, prefix and resize; they go before dataset.json
 ) -> Dataset:
     """Read and check a whole data set, before anything is trained.
 
@@ -266,10 +254,7 @@ def load_dataset(
     known to contain is handled and listed in `.report`. Warns once where stated frame rates differ.
     """
     folder = Path(folder)
-    settings = all_settings(
-        folder, release, classes=classes, ignore_labels=ignore_labels, min_seconds=min_seconds, annotations=annotations,
-        features=features, prefix=prefix, feature_format=feature_format, channels_first=channels_first,
-        in_memory=in_memory, resize=resize, video_scores=video_scores, protocol=protocol)
+    settings = all_settings(folder, release, **options)
     described, files = describe_videos(folder, settings, train, test), feature_files(folder, settings)
     report, feature = described.report, described.feature
     grids = {video.name: grid_for(video, settings, feature, folder, grid) for video in described.videos}

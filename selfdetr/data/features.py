@@ -115,16 +115,6 @@ def _read_pt(path: Path) -> np.ndarray:
 READERS: dict[str, Callable[[Path], np.ndarray]] = {
     "npy": _read_npy, "npz": _read_npz, "pt": _read_pt}
 
-
-def _reader_for(
-    feature_format: str,  # "npy", "npz" or "pt"
-    where: str,  # the file or folder, for the message
-) -> Callable[[Path], np.ndarray]:
-    "What reads files of this format. `DataError` for an unknown one."
-    if feature_format not in READERS:
-        raise DataError(f"{where}: unknown feature format {shown(feature_format)}; {one_of(feature_format, READERS)}")
-    return READERS[feature_format]
-
 # %% ../../nbs/25_features.ipynb #f7b11f39
 _PICKLED = ("pickle", "Python objects", "Object arrays", "WeightsUnpickler", "weights_only")
 
@@ -136,9 +126,10 @@ def read_features(
     "The array of one feature file. `DataError` when it is missing, cut short, pickled, a bomb, or not a matrix."
     path = Path(path)
     where = f"{path}: video {shown(path.stem)}"
-    read = _reader_for(path.suffix[1:], where)
+    if (kind := path.suffix[1:]) not in READERS:
+        raise DataError(f"{where}: unknown feature format {shown(kind)}; {one_of(kind, READERS)}")
     try:
-        features = read(regular_file(path))
+        features = READERS[kind](regular_file(path))
     except DataError as error:
         raise DataError(str(error).replace(str(path), where, 1)) from None
     except MemoryError:

@@ -204,7 +204,7 @@ def test_windows(
     return _make_windows(dataset, length, overlap, keep, split, training=False)
 
 
-test_windows.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever its name looks like to pytest
+test_windows.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test by its name
 
 # %% ../../nbs/27_windows.ipynb #fb3251ab
 def windows_of(

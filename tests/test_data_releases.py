@@ -1,13 +1,20 @@
-"""THUMOS14 and ActivityNet-v1.3 in the layouts of their usual releases: read, trained on, judged by their protocols."""
+"""THUMOS14 and ActivityNet-v1.3 as they are released: read, trained on, judged; where settings come from."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from sports import database, edit, write
 
 from selfdetr import study
-from selfdetr.data import RELEASES, DataError, find_data, load_dataset, read_json, resize_features, training_windows
+from selfdetr.data.annotations import AnnotatedVideo
+from selfdetr.data.dataset import load_dataset
+from selfdetr.data.features import resize_features
+from selfdetr.data.files import DataError, find_data, read_json
+from selfdetr.data.releases import RELEASES, compare_rates, stated_rates
+from selfdetr.data.timegrid import TimeGrid
+from selfdetr.data.windows import training_windows
 from selfdetr.inference import read_video_scores
 
 SOME = ("video_validation_0000051", "video_validation_0000053", "video_test_0000004", "video_test_0000270")
@@ -238,3 +245,64 @@ def test_an_unknown_protocol_is_refused_before_training(activitynet, tmp_path):
 def test_the_releases_are_named_where_one_is_misspelt(activitynet):
     with pytest.raises(DataError, match=r"did you mean 'activitynet13'\? It is one of " + ", ".join(RELEASES)):
         load_dataset(activitynet, release="activitynet")
+
+
+@pytest.mark.filterwarnings("ignore:.*fps is")
+def test_fps_comes_from_the_most_deliberate_source(folder):
+    feature = {"fps": 50, "stride": 3, "snippet": 5}
+    entries = database()
+    del entries["b"]["fps"]
+    (folder / "annotations.json").write_text(json.dumps({"database": entries, "feature": feature}))
+    (folder / "dataset.json").unlink()
+    assert [video.grid for video in load_dataset(folder).videos[:2]] == [TimeGrid(10, 3, 5), TimeGrid(50, 3, 5)]
+    (folder / "dataset.json").write_text(json.dumps({"fps": 25, "stride": 8}))
+    assert {video.grid for video in load_dataset(folder).videos} == {TimeGrid(25, 8, 5)}
+    assert {video.grid for video in load_dataset(folder, grid=TimeGrid(30, 4, 16)).videos} == {TimeGrid(30, 4, 16)}
+
+
+RATES = {  # fps of dataset.json, what the videos state, stride -> words of the warning
+    "the stated one fits": (12.5, 10, 1, ["fps is 12.5 in use, but 10", "5 of 5 videos", "0.80 of the durations",
+                                          "10 fits better", "correct"]),
+    "the one in use fits": (10, 12.5, 1, ["fps is 10 in use, but 12.5", "10 fits better", "seems right"]),
+    "neither fits": (10, 12.5, 4, ["fps is 10 in use, but 12.5", "neither fits"]),
+    "just over": (10, 10.11, 1, ["fps is 10 in use, but 10.11"])}
+
+
+@pytest.mark.parametrize("in_use, stated, stride, words", RATES.values(), ids=RATES)
+def test_frame_rates_that_differ_are_told_once(folder, in_use, stated, stride, words):
+    write(folder, fps=in_use, stride=stride)
+    edit(lambda d: [entry.update(fps=stated) for entry in d.values()])(folder)
+    with pytest.warns(UserWarning) as caught:
+        loaded = load_dataset(folder)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    message = str(caught[0].message)
+    assert [word for word in ["sports", *words] if word not in message] == [], message
+    assert loaded.report["fps"][0] == f"a: {in_use:g} in use, {stated:g} stated" and len(loaded.report["fps"]) == 5
+    assert {video.grid.fps for video in loaded.videos} == {in_use}  # the precedence is as it was
+    assert "videos that state another frame rate than the one in use: 5" in loaded.summary()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("stated, more", [(10.09, {}), (9.91, {}), (0, {}), (24, dict(resize=32))])
+def test_frame_rates_that_agree_or_are_not_used_are_not_told(folder, stated, more):
+    write(folder, fps=10)
+    edit(lambda d: [entry.update(fps=stated) for entry in d.values()])(folder)
+    assert "fps" not in load_dataset(folder, **more).report
+
+
+def test_a_grid_of_the_call_and_a_feature_section_are_compared_as_well(folder):
+    with pytest.warns(UserWarning, match="fps is 25 in use, but 10.*10 fits better"):
+        load_dataset(folder, grid=TimeGrid(25))
+    content = {"database": database(), "feature": {"fps": 5}}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="fps is 10 in use, but 5.*10 fits better"):
+        load_dataset(folder)
+
+
+def test_rates_between_which_the_length_does_not_decide():
+    nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
+    short = [AnnotatedVideo(name, "train", 5.0, 10.15, *nothing) for name in "abc"]
+    grids, steps = dict.fromkeys("abc", TimeGrid(10)), dict.fromkeys("abc", 50)
+    stated = stated_rates(short, grids, {})
+    assert stated == dict.fromkeys("abc", 10.15)
+    assert "both fit, so find out" in compare_rates(short, grids, steps, stated)

@@ -1,0 +1,131 @@
+"""Files of features: nothing in them is run, and several arrays are refused with the way to save one."""
+
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from sports import CHANNELS, COMPOSED, DECOMPOSED, database, edit, save
+
+from selfdetr.data.dataset import load_dataset
+from selfdetr.data.features import read_features
+from selfdetr.data.files import DataError
+
+
+def test_a_pickled_file_is_not_run(folder, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    trap = np.array([Trap()], dtype=object)
+    torch.save(Trap(), folder / "features" / "b.pt")
+    np.savez(folder / "features" / "b.npz", trap)
+    np.save(folder / "features" / "b.npy", trap, allow_pickle=True)
+    (folder / "features" / "c.npy").write_bytes(pickle.dumps(Trap()))
+    for name in ("b.pt", "b.npz", "b.npy", "c.npy"):
+        with pytest.raises(DataError, match="pickled"):
+            read_features(folder / "features" / name)
+    assert not (tmp_path / "sprung").exists()
+
+
+def saved_by(message, folder, monkeypatch):
+    "What the line of Python in a message saves."
+    monkeypatch.chdir(folder)
+    exec(re.search(r"np\.save\(.*\)$", message)[0], {"np": np, "torch": torch})
+    return read_features(folder / "b.npy")
+
+
+RGB, FLOW = np.ones((7, 3), np.float32), np.zeros((7, 2), np.float32)
+
+
+SEVERAL = {
+    "npz, two streams": ("npz", dict(flow=FLOW, rgb=RGB), ["'flow', 'rgb'"], np.hstack([RGB, FLOW])),
+    "npz": ("npz", dict(frames=RGB, times=FLOW), ["'frames', 'times'", "features"], RGB),
+    "a dict": ("pt", {"fc7": torch.tensor(RGB), "n": 3}, ["a dict", "'fc7'"], RGB),
+    "a dict of two streams": ("pt", {"flow": torch.tensor(FLOW), "rgb": torch.tensor(RGB)},
+                              ["'flow', 'rgb'"], np.hstack([RGB, FLOW])),
+    "a list": ("pt", [torch.tensor(RGB).half(), torch.tensor(FLOW)], ["a list", "0, 1"], RGB)}
+
+
+@pytest.mark.parametrize("kind, content, words, wanted", SEVERAL.values(), ids=SEVERAL)
+def test_a_file_of_several_arrays_says_how_to_save_one(folder, monkeypatch, kind, content, words, wanted):
+    path = folder / "features" / f"b.{kind}"
+    (folder / "features" / "b.npy").unlink()
+    np.savez(path, **content) if kind == "npz" else torch.save(content, path)
+    with pytest.raises(DataError) as caught:
+        read_features(path)
+    message = str(caught.value)
+    assert [word for word in ["video 'b'", *words] if word not in message] == [], message
+    assert "\n" not in message and "extract" not in message
+    assert np.array_equal(saved_by(message, path.parent, monkeypatch), wanted)
+
+
+@pytest.mark.parametrize("content, words", [
+    ({"a": {"b": 1}}, ["a dict", "no array in it"]), ([], ["a list", "no array in it"]), (3.5, ["holds 3.5"])])
+def test_a_pt_file_without_tensors(tmp_path, content, words):
+    torch.save(content, tmp_path / "b.pt")
+    with pytest.raises(DataError) as caught:
+        read_features(tmp_path / "b.pt")
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*every window will unpack")
+@pytest.mark.parametrize("feature_format", ["npy", "npz", "pt"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_formats_and_orders_give_the_same_data(folder, dataset, feature_format, in_memory):
+    for path in list((folder / "features").iterdir()):
+        turned = np.load(path).T.copy()
+        path.unlink()
+        if feature_format == "npy":
+            np.save(path, turned)
+        elif feature_format == "npz":
+            np.savez(path.with_suffix(".npz"), turned)
+        else:
+            torch.save(torch.from_numpy(turned), path.with_suffix(".pt"))
+    loaded = load_dataset(folder, feature_format=feature_format, channels_first=True, in_memory=in_memory)
+    assert loaded.hash() == dataset.hash()
+    assert np.array_equal(loaded.features("d"), dataset.features("d"))
+
+
+@pytest.mark.parametrize("written, there", [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+@pytest.mark.parametrize("place", ["", "{}/"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_file_in_another_form_is_found_and_reported(folder, dataset, written, there, place, in_memory):
+    edit(lambda d: d.update({place.format(written) + written: d.pop("b")}))(folder)
+    path = folder / "features" / place.format(there) / f"{there}.npy"
+    path.parent.mkdir(exist_ok=True)
+    (folder / "features" / "b.npy").rename(path)
+    loaded = load_dataset(folder, in_memory=in_memory)
+    name = place.format(written) + written
+    assert np.array_equal(loaded.features(name), dataset.features("b")) and "no features" not in loaded.report
+    assert np.array_equal(loaded.features(place.format(there) + there), dataset.features("b"))
+    (case,) = loaded.report["other form"]
+    assert ascii(name) in case and ascii(f"{there}.npy") in case
+    assert "names in another Unicode form, matched: 1" in loaded.summary()
+
+
+def test_the_exact_name_goes_before_another_form(folder):
+    edit(lambda d: d.update({COMPOSED: d.pop("b")}))(folder)
+    save(np.ones((200, CHANNELS), np.float32), COMPOSED)(folder)
+    save(np.zeros((200, CHANNELS), np.float32), DECOMPOSED)(folder)
+    loaded = load_dataset(folder)
+    assert loaded.features(COMPOSED).all() and "other form" not in loaded.report
+
+
+def test_one_file_for_two_videos_is_refused(folder):
+    edit(lambda d: d.update({COMPOSED: d.pop("b"), DECOMPOSED: d.pop("c")}))(folder)
+    save(np.ones((200, CHANNELS), np.float32), COMPOSED)(folder)
+    with pytest.raises(DataError) as caught:
+        load_dataset(folder)
+    assert ascii(COMPOSED) in str(caught.value) and ascii(DECOMPOSED) in str(caught.value)
+    save(np.ones((50, CHANNELS), np.float32), DECOMPOSED)(folder)
+    assert len(load_dataset(folder).videos) == 5
+
+
+def test_stated_channel_count_is_held_to(folder):
+    content = {"database": database(), "feature": {"dim": 7}}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="'a': has 6 channels, the annotation file says 7"):
+        load_dataset(folder)
