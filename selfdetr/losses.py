@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['focal_loss', 'by_layer', 'name_layers', 'class_loss', 'segment_losses', 'count_instances', 'LossConfig', 'base_name',
-           'SetCriterion', 'check_feedback', 'process_count', 'mean_over_processes']
+           'SetCriterion']
 
 # %% ../nbs/05_losses.ipynb #c5143a11
 import re
@@ -160,22 +160,11 @@ class SetCriterion:
         return torch.stack([weights[base[name]] * terms[name] for name in kept]).sum()
 
 # %% ../nbs/05_losses.ipynb #b53b8045
-def check_feedback(*what):  # here until all import it from selfdetr.designs
-    from selfdetr.designs import check_feedback
+def __getattr__(name):  # moved; goes when all imports have been rewritten
+    from importlib import import_module
 
-    check_feedback(*what)
-
-
-def process_count() -> int:  # here until selfdetr.processes has it
-    "How many processes train together."
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if there else 1
-
-
-def mean_over_processes(x: Tensor) -> Tensor:  # here until selfdetr.processes has it
-    "The mean of a tensor over the processes that train together; all of them have to ask for it."
-    if process_count() == 1:
-        return x
-    total = x.detach().clone()
-    torch.distributed.all_reduce(total)
-    return total / process_count()
+    homes = {"designs": ("check_feedback",), "processes": ("process_count", "mean_over_processes")}
+    for home, names in homes.items():
+        if name in names:
+            return getattr(import_module(f"selfdetr.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -69,7 +69,7 @@ class DesignLoss(LossConfig):
         "Term name -> weight."
         return super().weights | {"query_overlap": self.query_overlap}
 
-
+# %% ../nbs/11_relational.ipynb #95e8142a
 class OverlapCriterion(SetCriterion):
     "The terms of `SetCriterion`, and where it has a weight the overlap of the queries of every layer."
 

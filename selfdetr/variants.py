@@ -103,7 +103,7 @@ QUERY_ATTENTION: dict[str, Attention | None] = {
     "none": None,
 }
 
-
+# %% ../nbs/12_variants.ipynb #ab3378be
 @dataclass(frozen=True)
 class DesignConfig(ModelConfig):
     "Size, shape and design of a model; the defaults are Self-DETR's."
@@ -129,7 +129,7 @@ class DesignConfig(ModelConfig):
         kinds = {self.encoder_attention, self.decoder_self_attention, self.cross_attention}
         return kinds == {"standard"} and not self.denoising
 
-
+# %% ../nbs/12_variants.ipynb #a686b414
 def as_design(config: ModelConfig) -> DesignConfig:
     "The configuration with the fields of all designs."
     return config if isinstance(config, DesignConfig) else DesignConfig(**vars(config))

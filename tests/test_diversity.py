@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from selfdetr.diversity import collapse_report, column_distances, diversity, relative_diversity
+from selfdetr.diversity import _column_distances, collapse_report, diversity, relative_diversity
 from selfdetr.model import ModelConfig, SelfDETR
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -65,7 +65,7 @@ def test_diversity_is_a_distance_to_maps_of_equal_rows(seed, size, scale, over):
 def before(maps):
     "The measure as trained runs have used it as a loss from the first version on, statement by statement."
     maps = maps.float()
-    by_column = column_distances(maps).amax(-1).clamp(min=0)
+    by_column = _column_distances(maps).amax(-1).clamp(min=0)
     by_row = torch.cdist(maps, maps, p=1).amax(-1)
     return (by_column * by_row).sqrt().amin(-1)
 
@@ -154,20 +154,31 @@ def test_the_relative_form_divides_by_the_norm_of_the_map(seed, rows, columns, s
     assert over == "rows" or relative_diversity(a, over) <= 1 + 1e-4
 
 
-def test_the_report_has_both_forms_of_every_window(tiny):
-    from selfdetr.data import test_windows
+class RandomWindows:
+    "Windows of random features, of which the last two are partly padding."
 
+    length, valid = 16, np.array([16, 16, 16, 9, 5])
+    features = torch.randn(5, 16, 8, generator=generator(0))
+
+    def __len__(self):
+        return len(self.valid)
+
+    def batch(self, indices):
+        return self.features[indices], torch.arange(16) >= torch.tensor(self.valid[indices])[:, None], None
+
+
+def test_the_report_has_both_forms_of_every_window():
     torch.manual_seed(0)
-    windows = test_windows(tiny, length=16)
-    model = SelfDETR(ModelConfig(channels=tiny.channels, classes=2, dim=16, heads=2, hidden=16, queries=5,
+    windows = RandomWindows()
+    model = SelfDETR(ModelConfig(channels=8, classes=2, dim=16, heads=2, hidden=16, queries=5,
                                  encoder_layers=1, decoder_layers=1, norm_groups=2))  # fmt: skip
     report = collapse_report(model, windows).set_index("part")
     assert list(report) == ["layer", "diversity", "relative"]
     one_by_one = []
     model.eval()
-    for i in range(len(windows)):
+    for i, n in enumerate(windows.valid):
         features, mask, _ = windows.batch([i])
         with torch.no_grad():
-            maps = model(features, mask).encoder_maps[0, 0, : windows.valid[i], : windows.valid[i]]
+            maps = model(features, mask).encoder_maps[0, 0, :n, :n]
         one_by_one.append([float(diversity(maps)), float(relative_diversity(maps))])
     assert report.loc["encoder", ["diversity", "relative"]].tolist() == pytest.approx(np.mean(one_by_one, 0), rel=1e-3)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from selfdetr.feedback import FeedbackConfig
-from selfdetr.losses import LossConfig, SetCriterion
+from selfdetr.designs import make_objective
 from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.speed import accelerate, release
-from selfdetr.trainer import TrainConfig, loss_terms, make_optimizer
+from selfdetr.trainer import TrainConfig, make_optimizer
 from test_reference import fill, load_reference_weights, reference, reference_name, targets  # noqa: F401 (fixtures)
 
 
@@ -26,9 +25,9 @@ def after_backward(reference, fill, targets, fast, **changes):  # noqa: F811
     if fast:
         accelerate(model, torch.device("cpu"))
     optimizer = make_optimizer(model, TrainConfig(), vector=fast)
-    criterion = SetCriterion(LossConfig())
+    objective = make_objective(model)
     batch = type("Batch", (), {"features": features, "mask": None, "targets": targets})
-    criterion.total(loss_terms(model, criterion, FeedbackConfig(), batch)).backward()
+    objective.total(objective(model, batch)).backward()
     return model, optimizer
 
 

@@ -1,7 +1,6 @@
 """Other kinds of attention: TadTR's own layer, a loop, padding, training of every design, and what is refused."""
 
 import importlib.util
-import json
 
 import numpy as np
 import pytest
@@ -10,20 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from selfdetr import study, trainer
-from selfdetr.data import test_windows as windows_for_testing
+from selfdetr import trainer
+from selfdetr.data import Batch
 from selfdetr.deformable import DeformableAttention, find_taps, gather_taps, read_taps, scatter_taps
-from selfdetr.denoising import make_criterion
-from selfdetr.diversity import collapse_report
-from selfdetr.feedback import FeedbackConfig
+from selfdetr.denoising import DINO
+from selfdetr.designs import PRESETS, check_feedback, make_model, make_objective, preset
 from selfdetr.losses import LossConfig
-from selfdetr.model import PRESETS, ModelConfig, load_model, make_model, preset, save_model
-from selfdetr.relational import unrelated
-from selfdetr.speed import batches
+from selfdetr.model import ModelConfig, SelfDETR
+from selfdetr.relational import DesignLoss, unrelated
 from selfdetr.trainer import TrainConfig, make_optimizer, prepare, train_step
+from selfdetr.variants import DesignConfig, VariantDETR
 
 SIZES = dict(channels=8, classes=3, dim=32, heads=4, hidden=64, queries=6, norm_groups=4, decoder_layers=3)
-TRAIN = TrainConfig(epochs=1, batch=4, lr=1e-3, window=32, overlap=0.25)
+TRAIN = TrainConfig(epochs=1, batch=4, lr=1e-3)
 FEEDBACK = {"loss.feedback_encoder": 5.0, "loss.feedback_decoder": 5.0}
 DESIGNS = PRESETS | {
     "dino": PRESETS["dino"] | {"model.denoising": 8},
@@ -41,7 +39,7 @@ def settings_of(name):
     for key, value in DESIGNS[name].items():
         part, field = key.split(".")
         parts[part][field] = value
-    return ModelConfig(**parts["model"]), LossConfig(**parts["loss"])
+    return DesignConfig(**parts["model"]), DesignLoss(**parts["loss"])
 
 
 def new_model(name, seed=0):
@@ -133,7 +131,7 @@ def test_the_relation_pair_by_pair(seed):
 
 
 def test_relation_holds_in_the_model_and_denoising_queries_stay_unseen():
-    "Every layer but the first attends as the relation of its own input says; other queries' groups change nothing."
+    "Every layer attends as the relation of its own input says; other queries' groups change nothing."
     model = new_model("react + dino").train()
     for module in model.modules():
         if hasattr(module, "dropout") and isinstance(module.dropout, float):
@@ -142,7 +140,7 @@ def test_relation_holds_in_the_model_and_denoising_queries_stay_unseen():
             module.p = 0.0
     seen = []
     for layer in model.decoder.layers:
-        layer.register_forward_pre_hook(lambda module, what: seen.append((what[0].detach(), what[8].detach())))
+        layer.register_forward_pre_hook(lambda module, what: seen.append((what[0].detach(), what[1].segments.detach())))
     features = torch.randn(2, 16, 8)
     targets = [{"segments": torch.tensor([[0.3, 0.2]]), "labels": torch.tensor([1])}] * 2
     with torch.no_grad():
@@ -150,8 +148,7 @@ def test_relation_holds_in_the_model_and_denoising_queries_stay_unseen():
         noised = model(features, targets=targets)
     for name in ("logits", "segments", "decoder_maps", "cross_maps"):
         assert_close(getattr(noised, name), getattr(alone, name))
-    assert (alone.decoder_maps[0] > 0).all()
-    for i in (1, 2):
+    for i in range(3):
         hidden = unrelated(*seen[i])
         assert torch.equal(alone.decoder_maps[i] == 0, hidden) and hidden.any()
 
@@ -175,33 +172,35 @@ def test_padding_changes_nothing(name):
     assert (a.cross_maps[:, 1, :, 13:] == 0).all() and (a.encoder_maps[:, 1, :, 13:] == 0).all()
 
 
+def random_batch(seed):
+    g, targets = torch.Generator().manual_seed(seed), []
+    for n in (2, 0, 1, 3):
+        segments = 0.1 + 0.8 * torch.rand(n, 2, generator=g)
+        targets.append({"segments": segments, "labels": torch.randint(3, (n,), generator=g)})
+    return Batch(torch.randn(4, 32, 8, generator=g), torch.arange(32) >= torch.tensor([[32], [20], [32], [9]]), targets)
+
+
 @pytest.mark.parametrize("name", DESIGNS)
-def test_a_design_trains_and_shows_its_maps(tiny, name):
+def test_a_design_trains_and_shows_its_maps(name):
     "Fast and plain agree for three steps, every parameter learns, and the maps have the shapes that others rely on."
     config, loss = settings_of(name)
-    windows = windows_for_testing(tiny, TRAIN.window, 0.5)  # some of them are padded
     models = [new_model(name).train() for _ in range(2)]
     before = [p.detach().clone() for p in models[0].parameters()]
-    sides = [(m, *prepare(m, TRAIN, "cpu", fast)) for m, fast in zip(models, (True, False))]
-    order = [np.arange(4 * i, 4 * i + 4) % len(windows) for i in range(3)]
-    for step, batch in enumerate(batches(windows, order, torch.device("cpu"))):
+    sides = [(make_objective(m, loss), prepare(m, TRAIN, "cpu", fast)) for m, fast in zip(models, (True, False))]
+    for step in range(3):
         values = []
-        for model, fabric, wrapped, optimizer in sides:
+        for objective, side in sides:
             torch.manual_seed(step)
-            criterion = make_criterion(loss, model)
-            values.append(train_step(fabric, wrapped, optimizer, criterion, FeedbackConfig(), batch, 0.1).read())
+            values.append(train_step(*side, objective, random_batch(step), 0.1).read())
         assert values[0] == pytest.approx(values[1], rel=1e-3 if step else 1e-5)
     still = [name for (name, p), old in zip(models[0].named_parameters(), before) if torch.equal(p, old)]
     assert not still
-    model = models[1].eval()
-    output = model(torch.randn(2, 16, 8))
+    output = models[1].eval()(torch.randn(2, 16, 8))
     encoder = 0 if config.encoder_attention in ("mlp", "none") else 2
     assert output.encoder_maps.shape == (encoder, 2, 16, 16) and output.decoder_maps.shape == (3, 2, 6, 6)
     assert output.cross_maps.shape == (3, 2, 6, 16)
     for maps in (output.encoder_maps, output.decoder_maps, output.cross_maps):
         assert (maps >= 0).all() and (maps.sum(-1) <= 1 + 1e-5).all()
-    report = collapse_report(model, windows, limit=8)
-    assert list(report.part) == ["encoder"] * encoder + ["decoder"] * 3 and report.diversity.notna().all()
 
 
 @pytest.mark.parametrize("vector", [True, False])
@@ -232,49 +231,59 @@ def test_sampling_learns_at_a_tenth_of_the_learning_rate(monkeypatch, vector):
     assert slow_ones == 2 * (2 + 3)  # weight and bias of every layer of encoder and decoder
 
 
-def test_models_saved_under_the_old_names_are_read(tmp_path):
-    for changes, old in (({}, True), ({"decoder_self_attention": "none"}, False)):
-        torch.manual_seed(0)
-        model = make_model(ModelConfig(**SIZES, **changes)).eval()
-        save_model(model, tmp_path)
-        path = tmp_path / "config.json"
-        values = json.loads(path.read_text())
-        del values["cross_attention"]
-        path.write_text(json.dumps(values | {"encoder_attention": "absolute", "decoder_self_attention": old}))
-        features = torch.randn(1, 16, 8)
-        assert torch.equal(load_model(tmp_path)(features).logits, model(features).logits)
-
-
 # ---- what makes no sense
 
 
 @pytest.mark.parametrize(
     "design, changes, says",
     [
-        ("rtd", FEEDBACK, "feedback for the encoder of .*'relative' or 'deformable'.*set loss.feedback_encoder to 0"),
-        ("detr", FEEDBACK | {"model.encoder_layers": 0}, "feedback for the encoder of .*0 layers.*at least one layer"),
+        ("rtd", {}, "feedback for the encoder of .*'relative' or 'deformable'.*set loss.feedback_encoder to 0"),
+        ("detr", {"encoder_layers": 0}, "feedback for the encoder of .*0 layers.*at least one layer"),
+        ("detr", {"decoder_self_attention": "none"}, "for the decoder of .*'standard' or 'relational'"),
         (
             "detr",
-            FEEDBACK | {"model.decoder_self_attention": "none"},
-            "for the decoder of .*'standard' or 'relational'",
-        ),
-        (
-            "detr",
-            FEEDBACK | {"model.encoder_attention": "none", "model.decoder_self_attention": "none"},
+            {"encoder_attention": "none", "decoder_self_attention": "none"},
             "encoder and decoder of .*set loss.feedback_encoder, loss.feedback_decoder to 0",
         ),
-        ("rtd", {"model.encoder_layers": 0}, "encoder_layers is 0, so nothing can be 'mlp'"),
-        ("detr", {"model.cross_attention": "none"}, "cross_attention is 'none'; choose one of .*'deformable'"),
-        ("detr", {"model.encoder_attention": "absolute"}, "'absolute'; choose one of .*'standard'"),
-        ("detr", {"model.decoder_self_attention": False}, "False is not of type str, as 'standard' is"),
     ],
+    ids=["mlp", "no encoder", "no decoder", "neither"],
 )
-def test_what_cannot_be_is_refused_before_training(tiny_folder, tmp_path, design, changes, says):
-    rows = [{"name": "row", "overrides": PRESETS[design] | changes}]
-    where = dict(dataset=str(tiny_folder), profile="smoke", runs_root=tmp_path / "runs", device="cpu")
+def test_feedback_to_maps_that_are_not_there_is_refused(design, changes, says):
+    config = preset(design, **SIZES, **changes)
+    check_feedback(config, LossConfig(feedback_encoder=0, feedback_decoder=0))
     with pytest.raises(ValueError, match=says):
-        study.table(rows, 1, progress=False, **where)
-    assert not (tmp_path / "runs").exists()
+        check_feedback(config, DesignLoss())
+    with pytest.raises(ValueError, match=says):
+        make_objective(make_model(config))
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"encoder_attention": "mlp", "encoder_layers": 0}, "encoder_layers is 0, so nothing can be 'mlp'"),
+        ({"cross_attention": "none"}, "DesignConfig.cross_attention is 'none'; choose one of .*'deformable'"),
+        ({"encoder_attention": "absolute"}, "'absolute'; choose one of .*'standard'"),
+        ({"decoder_self_attention": False}, "False; choose one of .*'standard'"),
+        ({"maps": "never"}, r"DesignConfig.maps is 'never'; choose one of \('before', 'after'\)"),
+        ({"denoising": -1}, "denoising must be >= 0"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_settings_that_cannot_be_are_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        DesignConfig(**changes)
+
+
+def test_classes_of_the_configuration():
+    config = ModelConfig(**SIZES)
+    kinds = {"detr": SelfDETR, "rtd": VariantDETR, "tadtr": VariantDETR, "react": VariantDETR, "dino": DINO}
+    assert {name: type(make_model(preset(name, **SIZES))) for name in kinds} == kinds
+    assert type(make_model(config)) is SelfDETR
+    for wrong in ("rtd", "tadtr", "react", "dino"):
+        with pytest.raises(ValueError, match="make_model"):
+            SelfDETR(preset(wrong, **SIZES))
+    with pytest.raises(ValueError, match="make_model"):
+        DINO(config)
 
 
 def test_an_unknown_design_is_refused_with_the_known_ones():
