@@ -279,12 +279,27 @@ def _check_parts(fabric: Fabric, windows: Windows, config: TrainConfig) -> None:
         raise ValueError(f"{fabric.world_size} processes for batches of {most} windows; start {most} at most")
 
 
-def _load_history(state: State, prepared: Prepared, model: SelfDETR, recipe: dict[str, Any]) -> list[dict]:
+def _load_history(
+    state: State,
+    fabric: Fabric,
+    model: SelfDETR,
+    optimizer: torch.optim.Optimizer,
+    recipe: dict[str, Any],
+) -> list[dict]:
     "Load the state into model and optimiser; ValueError unless all processes see the same."
-    history = state.load(model, prepared.optimizer, recipe)
-    if prepared.fabric.broadcast(len(history)) != len(history):
+    history = state.load(model, optimizer, recipe)
+    if fabric.broadcast(len(history)) != len(history):
         raise ValueError(f"{state.path}: not what the first process sees; put it on a file system that all share")
     return history
+
+
+def _show_epochs(history: list[dict], config: TrainConfig, silent: bool) -> Iterator[int]:
+    "The epochs that are left, with a progress bar that shows the last row of the history."
+    left = range(len(history), config.epochs)
+    with tqdm(left, initial=len(history), total=config.epochs, disable=silent, unit="epoch") as bar:
+        for epoch in bar:
+            yield epoch
+            bar.set_postfix({name: f"{history[-1][name]:.3f}" for name in ("total", "class", "l1", "iou")})
 
 # %% ../nbs/34_trainer.ipynb #4019936d
 def train(
@@ -313,16 +328,12 @@ def train(
         torch.manual_seed(seed)
         if state is not None:
             parts = dict(model=model.config, train=config, loss=objective.criterion.config, feedback=objective.feedback)
-            history = _load_history(state, prepared, model, recipe_of(windows, seed, **parts))
+            history = _load_history(state, fabric, model, optimizer, recipe_of(windows, seed, **parts))
         table = features_on_device(windows, fabric.device)
         first, started = fabric.is_global_zero, time.monotonic() - (history[-1]["seconds"] if history else 0.0)
-        options: dict[str, Any] = dict(initial=len(history), total=config.epochs, unit="epoch")
-        bar = tqdm(range(len(history), config.epochs), disable=not (progress and first), **options)
-        for epoch in bar:
+        for epoch in _show_epochs(history, config, silent=not (progress and first)):
             terms = train_epoch(prepared, objective, windows, table, config, seed, epoch)
-            row = _history_row(terms, config, epoch, time.monotonic() - started)
-            history.append(row)
-            bar.set_postfix({name: f"{row[name]:.3f}" for name in ("total", "class", "l1", "iou")})
+            history.append(_history_row(terms, config, epoch, time.monotonic() - started))
             if first and state is not None:
                 state.save(model, optimizer, history, last=epoch + 1 == config.epochs)
             if first and on_epoch is not None:
