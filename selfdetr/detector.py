@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from .checkpoint import load_model
 from selfdetr.data import (
     MOST_STEPS,
     DataError,
@@ -44,9 +45,8 @@ from selfdetr.inference import (
     name_classes,
     open_features,
 )
-from .model import load_model
 from .onnx import OnnxModel, export_onnx
-from .trainer import choose_device
+from .processes import choose_device
 
 # %% ../nbs/38_detector.ipynb #c75378bd
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def write_detector(
     content = {"version": DETECTOR_VERSION, **asdict(config)}
     return write_whole(Path(folder) / "detector.json", json.dumps(content, indent=1) + "\n")
 
-
+# %% ../nbs/38_detector.ipynb #2a824b2a
 def save_detector(
     folder: str | Path,  # of the model, which `save_model` writes
     dataset: Dataset,  # that the model was trained on
@@ -135,7 +135,7 @@ def recordings_by_name(
         named[Path(path).stem] = path
     return named
 
-
+# %% ../nbs/38_detector.ipynb #1809a511
 def _value_for(
     name: str,
     value: Any,  # one for all recordings, or {name: value}

@@ -34,7 +34,7 @@ from selfdetr.data import (
     window_starts,
     write_whole,
 )
-from .model import Output, SelfDETR
+from .model import Output, SelfDETR, check_choices
 from .segments import cw_to_se, nms, soft_nms
 
 # %% ../nbs/35_inference.ipynb #55e4e442
@@ -51,8 +51,7 @@ class InferenceConfig:
     batch: int = 32  # windows at a time; does not change the result
 
     def __post_init__(self) -> None:
-        if self.nms not in ("soft", "hard", "overlap", "none"):
-            raise ValueError(f"InferenceConfig.nms is {self.nms!r}; choose 'soft', 'hard', 'overlap' or 'none'")
+        check_choices(self)
         for name in ("top", "most", "batch"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"InferenceConfig.{name} is {getattr(self, name)}; it must be at least 1")
@@ -86,7 +85,7 @@ class FeatureSource:
     duration: float | None = None  # seconds; None: until the last step ends
     channels_first: bool = False  # its files hold (channels, steps)
 
-
+# %% ../nbs/35_inference.ipynb #5870b56c
 def open_features(
     source: WholeFeatures,
     channels: int,  # that the model was trained on
@@ -119,7 +118,7 @@ def _pieces(
             continue  # a decoder with nothing new
         name = recording.name if part is source else f"{recording.name}, from step {came} on"
         for block in in_blocks(open_features(part, channels, name, recording.channels_first)):
-            piece = np.array(block, dtype=np.float32)  # a copy: whoever sends parts may write the next one over this
+            piece = np.array(block, dtype=np.float32)  # a copy: the next part may be written over this one
             if scale is not None:
                 piece -= scale[0]
                 piece /= scale[1]
@@ -161,7 +160,7 @@ class _WindowBatch(NamedTuple):
     features: Tensor  # (windows, length, channels) float32, zero where padded
     mask: Tensor  # (windows, length) bool, True = padding
 
-
+# %% ../nbs/35_inference.ipynb #55c189ca
 def _window_batches(
     recordings: Iterable[FeatureSource],
     channels: int,
@@ -228,7 +227,7 @@ def _suppress(
     kept = rows[nms(segments[rows], scores[rows], groups[rows], config.iou_threshold)]
     return pd.concat([detections.iloc[kept], detections[~touched]])
 
-
+# %% ../nbs/35_inference.ipynb #79e0dfa7
 def merge(
     detections: pd.DataFrame,  # columns video, start, end, label, score, and shared for "overlap"; all numbers
     config: InferenceConfig = InferenceConfig(),
@@ -251,7 +250,7 @@ def _finished(
     lasting = times[:, 1] > times[:, 0]
     merged = merge(raw.assign(start=times[:, 0], end=times[:, 1])[lasting], config)
     for number, (recording, _) in recordings.items():
-        yield recording, merged.loc[merged.video == number, DETECTION_COLUMNS[1:]].reset_index(drop=True)
+        yield recording, merged[merged.video == number].drop(columns="video").reset_index(drop=True)
 
 # %% ../nbs/35_inference.ipynb #64696bec
 def detect_recordings(
@@ -266,7 +265,8 @@ def detect_recordings(
     begun: dict[int, tuple[FeatureSource, int]] = {}  # recordings by number, with their steps so far
     raw: list[pd.DataFrame] = []
     for batch in _window_batches(recordings, model.config.channels, windows, config.batch, scale):
-        raw.append(_detect_batch(model, batch, config))
+        found = _detect_batch(model, batch, config)
+        raw += [found] if len(found) or not raw else []
         ends = batch.start + batch.valid
         if bar is not None:
             bar.update(int((ends - batch.alone[:, 0].clip(min=0)).sum()))  # without what the window before had
@@ -287,7 +287,7 @@ def name_classes(
     "Names of classes instead of their numbers."
     return found.assign(label=np.array([*classes, ""], dtype=object)[found.label.astype(int)])
 
-
+# %% ../nbs/35_inference.ipynb #b43bd046
 def detect(
     model: SelfDETR,
     features: Features,  # (steps, channels) of one recording: an array, a file, or parts that come one after the other
@@ -316,7 +316,7 @@ def best_first(
     joint = pd.concat(every)[DETECTION_COLUMNS]
     return joint.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-
+# %% ../nbs/35_inference.ipynb #4a630d6f
 def detect_dataset(
     model: SelfDETR,
     dataset: Dataset,

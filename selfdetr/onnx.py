@@ -12,33 +12,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .data import DataError, one_line, write_whole
-from .model import Encoded, Output, SelfDETR
-from .trainer import choose_device
-from .transformer import sine_embedding, step_positions
+from .model import Output, SelfDETR
+from .processes import choose_device
 
 # %% ../nbs/37_onnx.ipynb #4f729460
-def _encode_masked(model: SelfDETR, features: Tensor, mask: Tensor, maps: bool) -> Encoded:
-    "`SelfDETR.encode` as it is where something is padded."
-    position = sine_embedding(step_positions(mask), model.config.dim)
-    projected = model.input_projection(features.masked_fill(mask[..., None], 0))
-    memory, encoder_maps = model.encoder(projected, position, mask, maps)
-    return Encoded(memory, position, mask, mask, encoder_maps)
-
-
 class _LastLayer(nn.Module):
     "What is exported: features (batch, steps, channels) and mask to logits and segments of the last decoder layer."
 
     def __init__(self, model: SelfDETR):
         super().__init__()
         self.model = copy.deepcopy(model).eval().cpu()
-        self.model.encode = MethodType(_encode_masked, self.model)  # type: ignore[method-assign]
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         output = self.model(features, mask, maps=False)

@@ -10,7 +10,7 @@ import torch
 from sports import CHANNELS, COMPOSED, DECOMPOSED, database, edit, save
 
 from selfdetr.data.dataset import load_dataset
-from selfdetr.data.features import read_features
+from selfdetr.data.features import drop_pages, read_features
 from selfdetr.data.files import DataError
 
 
@@ -129,3 +129,11 @@ def test_stated_channel_count_is_held_to(folder):
     (folder / "annotations.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="'a': has 6 channels, the annotation file says 7"):
         load_dataset(folder)
+
+
+def test_changes_to_a_private_map_are_not_dropped(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((50, 8), np.float32))
+    features = np.load(tmp_path / "a.npy", mmap_mode="c")
+    features[7] = 1
+    drop_pages(features)
+    assert features[7].min() == 1 and np.load(tmp_path / "a.npy").max() == 0

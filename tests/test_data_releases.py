@@ -15,7 +15,7 @@ from selfdetr.data.files import DataError, find_data, read_json
 from selfdetr.data.releases import RELEASES, compare_rates, stated_rates
 from selfdetr.data.timegrid import TimeGrid
 from selfdetr.data.windows import training_windows
-from selfdetr.inference import read_video_scores
+from selfdetr.fusion import read_video_scores
 
 SOME = ("video_validation_0000051", "video_validation_0000053", "video_test_0000004", "video_test_0000270")
 

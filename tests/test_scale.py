@@ -4,17 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from selfdetr import diversity, inference
-from selfdetr.data import Batch, load_dataset, test_windows, windows_of
+from selfdetr import diversity
+from selfdetr.data import Batch, windows_of
 from selfdetr.feedback import FeedbackConfig
-from selfdetr.inference import InferenceConfig, detect_dataset
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.speed import fuse
@@ -81,21 +79,6 @@ def many(tmp_path_factory):
     )
     subprocess.run([sys.executable, "-c", script], check=True)
     return folder / "data"
-
-
-def test_detection_in_many_recordings_holds_some_of_them(many, monkeypatch, peak_bytes):
-    monkeypatch.setattr(inference, "whole_recordings", partial(inference.whole_recordings, rows=2000))
-    torch.manual_seed(0)
-    model = SelfDETR(ModelConfig(**{**vars(TINY), "channels": 64, "queries": 60}))
-    dataset, peaks = load_dataset(many), []
-    for count in (50, 500):
-        windows = test_windows(dataset, length=300)
-        windows.video, windows.start, windows.valid = (x[:count] for x in (windows.video, windows.start, windows.valid))
-        detect = partial(detect_dataset, model, windows, InferenceConfig(window=300, most=1, batch=4))
-        peaks.append(peak_bytes(detect))
-    (few, found), (more, all_found) = peaks
-    assert all_found.video.nunique() == 10 * found.video.nunique() == 500
-    assert more - few < 60_000 * 40 / 4  # the raw detections of the others are 40 bytes each, 180 a window
 
 
 def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
