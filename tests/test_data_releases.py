@@ -185,7 +185,7 @@ def test_activitynet_takes_its_classes_from_video_scores(activitynet, tmp_path):
     data = study.open_dataset("activitynet13", "smoke", tmp_path)
     assert data.classes == ("action",)
     spec = study.make_spec("activitynet13", "smoke", data)
-    assert spec.model.classes == 1 and spec.train.window == spec.inference.window == 192
+    assert spec.model.classes == 1 and spec.windows.length == 192
     found = study.run(spec, data, runs_root=tmp_path / "runs", device="cpu", progress=False)
     assert found.metrics["protocol"] == "activitynet13" and len(found.metrics["mAP"]) == 10
     assert list(found.metrics["mAP"])[:2] == ["0.5", "0.55"] and found.metrics["test_instances"] == 3

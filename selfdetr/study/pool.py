@@ -94,7 +94,7 @@ def take_turns(device: str, cluster: str = "") -> list[str]:  # devices, for one
     return [f"cuda:{i}" for i in range(count)] or [device]
 
 # %% ../../nbs/63_pool.ipynb #cbe41d18
-def _submit(jobs: Sequence[tuple], cluster: str, folder: Path, workers: int, device: str) -> list[str | None]:
+def _submit(jobs: Sequence[tuple], cluster: str, runs_root: Path, workers: int, device: str) -> list[str | None]:
     "What `attempt` returns for each tuple of its arguments, computed by the jobs of a cluster."
     try:
         import submitit
@@ -102,7 +102,7 @@ def _submit(jobs: Sequence[tuple], cluster: str, folder: Path, workers: int, dev
         raise ValueError(f"cluster {cluster!r} needs submitit: pip install 'selfdetr[slurm]'") from None
     if cluster not in ("slurm", "local"):
         raise ValueError(f"cluster {cluster!r}; choose 'slurm', 'local' or '' (worker processes)")
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    executor = submitit.AutoExecutor(folder=runs_root / ".jobs", cluster=cluster)
     limits = {"slurm_array_parallelism": workers} if cluster == "slurm" else {}
     gpus = 0 if device == "cpu" else 1
     executor.update_parameters(timeout_min=24 * 60, gpus_per_node=gpus, name="selfdetr", **limits)
@@ -133,24 +133,6 @@ def sweep(runs_root: str | Path, days: float = 30, but: Collection[str] = ()) ->
                 shutil.rmtree(work, ignore_errors=True)
 
 # %% ../../nbs/63_pool.ipynb #64a5c01a
-def _compute_all(
-    specs: Sequence[RunSpec],
-    data: Dataset,
-    data_root: str,
-    runs_root: str,
-    device: str,
-    workers: int,
-    cluster: str,
-) -> list[str | None]:
-    "What `attempt` returns for each run, by workers or by the jobs of a cluster."
-    shared, threads = None if cluster else data, 1 if workers > 1 else None
-    devices = itertools.cycle(take_turns(device, cluster))
-    jobs = [(spec, shared, data_root, runs_root, place, threads) for spec, place in zip(specs, devices)]
-    if cluster and jobs:
-        return _submit(jobs, cluster, Path(runs_root) / ".jobs", workers, device)
-    return in_workers(jobs, workers)
-
-
 def _failure_text(failed: Mapping[str, tuple[RunSpec, str]], runs_root: Path) -> str:
     "The last line of every error by the run's name, then the specs and the logs."
     short, logs = [], []
@@ -184,10 +166,14 @@ def run_all(
     if left:
         check_writable(root)
     sweep(root, but=left)
+    shared, threads = None if cluster else data, 1 if workers > 1 else None
+    turns = zip(left.values(), itertools.cycle(take_turns(device, cluster)))
+    jobs = [(spec, shared, str(data_root), str(root), place, threads) for spec, place in turns]
     folders, epochs = [work_folder(name, root) for name in left], [spec.train.epochs for spec in left.values()]
     with _watch_epochs(folders, epochs, progress and bool(left)) as bar:
         bar.set_description(f"{len(left)} runs, {len(set(names)) - len(left)} found")
-        errors = _compute_all(list(left.values()), data, str(data_root), str(root), device, workers, cluster)
+        on_cluster = cluster and left
+        errors = _submit(jobs, cluster, root, workers, device) if on_cluster else in_workers(jobs, workers)
     failed = {name: (left[name], error) for name, error in zip(left, errors) if error}
     failed = {name: why for name, why in failed.items() if why[1] != _LOST or is_due(root / name)}
     if failed:
