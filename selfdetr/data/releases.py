@@ -61,7 +61,7 @@ class Settings:
             raise DataError(f"resize is {self.resize}; give a number of steps, 1 to {MOST_STEPS}")
 
 # %% ../../nbs/24_releases.ipynb #a609b558
-PLACES = ("annotations", "features", "prefix", "feature_format", "video_scores")  # lead to files
+PLACES = ("annotations", "features", "prefix", "video_scores")  # lead to files
 
 
 def read_settings(
@@ -75,7 +75,9 @@ def read_settings(
     for key, value in islice(content.items(), 100):
         with trying(problem, "settings", str(path)):
             setting = config_from(Settings, {key: value}, str(path))
-            if key in PLACES and value is not None:
+            if value is None:
+                raise DataError(f"{path}: {key} is null; give it a value, or leave it out")
+            if key in PLACES:
                 inside(folder, value, str(path), key)
             for names in (setting.classes, setting.ignore_labels, setting.subsets.train, setting.subsets.test):
                 for name in as_names(names or ()):
