@@ -221,8 +221,8 @@ class CrossAttention(nn.Module):
         if self.q_position is not None:
             q, k = q + self.q_position(anchors.embedded), k + k_position
         q, k = (
-            torch.cat([split_heads(y, self.heads).expand(batch, -1, -1, -1) for y in (what, where)], -1)
-            for what, where in ((q, self.q_sine(anchors.sine)), (k, k_position))
+            torch.cat([split_heads(y, self.heads).expand(batch, -1, -1, -1) for y in (by_content, by_place)], -1)
+            for by_content, by_place in ((q, self.q_sine(anchors.sine)), (k, k_position))
         )
         dropout = self.dropout if self.training else 0.0
         v = split_heads(self.value(content), self.heads)

@@ -47,9 +47,9 @@ def gather_taps(
 ) -> Tensor:  # (batch, queries, heads * channels)
     "The weighted sum of the values at the taps."
     index = taps.step.transpose(1, 2).flatten(2)[..., None].expand(-1, -1, -1, value.shape[-1])
-    found = value.transpose(1, 2).gather(2, index).unflatten(2, taps.step.shape[1:4:2])
+    read = value.transpose(1, 2).gather(2, index).unflatten(2, taps.step.shape[1:4:2])
     weight = taps.weight.transpose(1, 2)[..., None].to(value.dtype)
-    return (found * weight).sum(3).transpose(1, 2).flatten(2)
+    return (read * weight).sum(3).transpose(1, 2).flatten(2)
 
 # %% ../nbs/10_deformable.ipynb #d0f0a021
 def read_taps(

@@ -63,9 +63,9 @@ def check_feedback(
     }
     lacking = [part for part in there if getattr(loss, f"feedback_{part}") and not there[part]]
     if lacking:
-        what = f"{design.encoder_layers} layers of encoder_attention {design.encoder_attention!r}"
+        encoder = f"{design.encoder_layers} layers of encoder_attention {design.encoder_attention!r}"
         raise ValueError(
-            f"feedback for the {' and '.join(lacking)} of a model without self-attention maps there ({what}, "
+            f"feedback for the {' and '.join(lacking)} of a model without self-attention maps there ({encoder}, "
             f"decoder_self_attention {design.decoder_self_attention!r}). Feedback works for an encoder of at least one "
             "layer with encoder_attention 'standard', 'relative' or 'deformable', and for a decoder with "
             "decoder_self_attention 'standard' or 'relational'; else set "

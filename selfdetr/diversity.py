@@ -74,9 +74,9 @@ def _norm_solver(
     programme = {"A_ub": sparse.bmat(conditions, format="csc"), "b_ub": below, "method": "highs-ds"}
 
     def solve(weights: np.ndarray) -> _Support:
-        found = linprog(np.concatenate([np.zeros(columns + a.size), weights]), **programme)
-        residual = np.abs(a - found.x[:columns].clip(0, a.max(0)))
-        return _Support(weights, found.fun, np.array([residual.sum(0).max(), residual.sum(1).max()]))
+        least = linprog(np.concatenate([np.zeros(columns + a.size), weights]), **programme)
+        residual = np.abs(a - least.x[:columns].clip(0, a.max(0)))
+        return _Support(weights, least.fun, np.array([residual.sum(0).max(), residual.sum(1).max()]))
 
     return solve
 
@@ -105,12 +105,12 @@ def _over_any(
     maps: Tensor,  # (..., rows, columns)
 ) -> Tensor:  # (...), without a gradient
     "Distance of each map to the nearest map of equal rows, the row any vector; at most `_TOLERANCE` above it."
-    found = []
+    distances = []
     for a in maps.detach().double().cpu().reshape(-1, *maps.shape[-2:]).numpy():
         a = a - a.min(0)
         scale = a.max()
-        found.append(scale * _least_product(_norm_solver(a / scale)) ** 0.5 if scale > 0 else scale)
-    nearest = torch.tensor(np.array(found), dtype=torch.float32, device=maps.device).view(maps.shape[:-2])
+        distances.append(scale * _least_product(_norm_solver(a / scale)) ** 0.5 if scale > 0 else scale)
+    nearest = torch.tensor(np.array(distances), dtype=torch.float32, device=maps.device).view(maps.shape[:-2])
     return torch.minimum(nearest, _over_rows(maps.detach()))
 
 # %% ../nbs/07_diversity.ipynb #09d1000f
@@ -145,8 +145,8 @@ def diversity_loss(output: Output) -> dict[str, Tensor]:  # scalars, not positiv
     for name, maps in (("feedback_encoder", output.encoder_maps), ("feedback_decoder", output.decoder_maps)):
         if len(maps) and padded and name == "feedback_encoder":
             valid = (~output.mask).sum(1).tolist()
-            found = torch.stack([diversity(maps[:, i, :n, :n]) for i, n in enumerate(valid)], 1)
-            terms[name] = -found.mean()
+            by_window = torch.stack([diversity(maps[:, i, :n, :n]) for i, n in enumerate(valid)], 1)
+            terms[name] = -by_window.mean()
         elif len(maps):
             terms[name] = -diversity(maps).mean()
     return terms
@@ -170,8 +170,8 @@ def window_diversity(model: SelfDETR, windows: WindowsLike, indices: np.ndarray)
     features, mask, _ = windows.batch(indices)
     output = model(features.to(device), mask.to(device))
     maps = {"encoder": output.encoder_maps[..., :valid, :valid], "decoder": output.decoder_maps}
-    found = {part: (diversity(m), composite_norm(m)) for part, m in maps.items() if len(m)}
-    return {part: torch.stack([d, d / norm]).cpu() for part, (d, norm) in found.items()}
+    measured = {part: (diversity(m), composite_norm(m)) for part, m in maps.items() if len(m)}
+    return {part: torch.stack([d, d / norm]).cpu() for part, (d, norm) in measured.items()}
 
 
 _MAP_CELLS = 1 << 20  # of one layer's maps of a batch
@@ -193,13 +193,13 @@ def collapse_report(
     model.eval()
     batch = max(1, min(batch, _MAP_CELLS // windows.length**2))
     chosen = np.random.default_rng(seed).permutation(len(windows))[:limit]
-    found: dict[str, list[Tensor]] = {"encoder": [], "decoder": []}
+    values_of: dict[str, list[Tensor]] = {"encoder": [], "decoder": []}
     for valid in np.unique(windows.valid[chosen]):
         same = chosen[windows.valid[chosen] == valid]
         for first in range(0, len(same), batch):
             for part, values in window_diversity(model, windows, same[first : first + batch]).items():
-                found[part].append(values)
+                values_of[part].append(values)
     model.train(training)
-    means = {part: torch.cat(values, -1).mean(-1).T.tolist() for part, values in found.items() if values}
+    means = {part: torch.cat(values, -1).mean(-1).T.tolist() for part, values in values_of.items() if values}
     rows = [(part, layer, *values) for part, layers in means.items() for layer, values in enumerate(layers, 1)]
     return pd.DataFrame(rows, columns=["part", "layer", "diversity", "relative"])

@@ -131,11 +131,11 @@ class Encoder(nn.Module):
         mask: Tensor | None = None,  # (batch, steps) bool, True = padding
         maps: bool = True,  # False: the maps returned have no layers
     ) -> tuple[Tensor, Tensor]:  # memory (batch, steps, dim), maps (layers, batch, steps, steps)
-        found = []
+        maps_of_layers = []
         for layer in self.layers:
             x, attention_map = layer(x, position * self.position_scale(x), mask, maps)
-            found.append(attention_map)
-        return x, stack_maps(found, x, x)
+            maps_of_layers.append(attention_map)
+        return x, stack_maps(maps_of_layers, x, x)
 
 # %% ../nbs/02_transformer.ipynb #1e77ed4f
 class DecoderLayer(nn.Module):
@@ -233,15 +233,15 @@ class Decoder(nn.Module):
         query_mask: Tensor | None = None,  # (batch or 1, queries, queries) bool, True = the row must not see the column
         maps: bool = True,  # False: the maps returned have no layers
     ) -> DecoderOutput:
-        found, start = [], anchor
+        by_layer, start = [], anchor
         for i, layer in enumerate(self.layers):
             content, *both = layer(content, self.embed(anchor, content, i == 0), memory, query_mask, maps)
-            found.append((self.norm(content), start.expand(len(memory.content), -1, -1), *both))
+            by_layer.append((self.norm(content), start.expand(len(memory.content), -1, -1), *both))
             if i + 1 < len(self.layers):
                 with torch.set_grad_enabled(self.look_forward_twice and torch.is_grad_enabled()):
                     start = self.refine(content, anchor)
                 anchor = start.detach()
-        contents, starts, self_maps, cross_maps = zip(*found)
+        contents, starts, self_maps, cross_maps = zip(*by_layer)
         among, to_steps = stack_maps(self_maps, content, content), stack_maps(cross_maps, content, memory.content)
         return DecoderOutput(torch.stack(contents), torch.stack(starts), among, to_steps)
 
