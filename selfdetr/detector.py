@@ -21,30 +21,15 @@ import torch
 from tqdm import tqdm
 
 from .checkpoint import load_model
-from selfdetr.data import (
-    MOST_STEPS,
-    DataError,
-    Dataset,
-    TimeGrid,
-    WindowConfig,
-    class_name,
-    config_from,
-    end_of,
-    read_json,
-    resize_features,
-    shown,
-    write_whole,
-)
-from selfdetr.inference import (
-    Features,
-    FeatureSource,
-    InferenceConfig,
-    WholeFeatures,
-    best_first,
-    detect_recordings,
-    name_classes,
-    open_features,
-)
+from .data.config import class_name, config_from
+from .data.dataset import Dataset
+from .data.features import resize_features
+from .data.files import DataError, read_json, shown, write_whole
+from .data.releases import MOST_STEPS
+from .data.timegrid import TimeGrid, end_of
+from .data.windows import WindowConfig
+from .inference import Features, FeatureSource, InferenceConfig, WholeFeatures
+from .inference import best_first, detect_recordings, name_classes, open_features
 from .onnx import OnnxModel, export_onnx
 from .processes import choose_device
 

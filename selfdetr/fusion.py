@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .data import DataError, brief, class_name, finite_number, other_forms, read_json, shown
+from .data.config import class_name, finite_number
+from .data.files import DataError, brief, other_forms, read_json, shown
 from .segments import elementwise_iou, overlapping_pairs
 
 # %% ../nbs/36_fusion.ipynb #4a5d5b62

@@ -22,18 +22,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from selfdetr.data import (
-    DataError,
-    Dataset,
-    TimeGrid,
-    WindowConfig,
-    check_features,
-    end_of,
-    in_blocks,
-    read_features,
-    window_starts,
-    write_whole,
-)
+from .data.dataset import Dataset
+from .data.features import check_features, in_blocks, read_features
+from .data.files import DataError, write_whole
+from .data.timegrid import TimeGrid, end_of
+from .data.windows import WindowConfig, window_starts
 from .model import Output, SelfDETR, check_choices
 from .segments import cw_to_se, nms, soft_nms
 

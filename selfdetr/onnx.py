@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import DataError, one_line, write_whole
+from .data.files import DataError, one_line, write_whole
 from .model import Output, SelfDETR
 from .processes import choose_device
 

@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 
 from selfdetr import detector as module
 from selfdetr.checkpoint import save_model
-from selfdetr.data import DataError, TimeGrid, WindowConfig, drop_pages, load_dataset, resize_features
+from selfdetr.data.dataset import load_dataset
+from selfdetr.data.features import drop_pages, resize_features
+from selfdetr.data.files import DataError
+from selfdetr.data.timegrid import TimeGrid
+from selfdetr.data.windows import WindowConfig
 from selfdetr.detector import Detector, read_detector, save_detector, write_detector
 from selfdetr.inference import InferenceConfig, detect, detect_dataset
 from selfdetr.model import ModelConfig, SelfDETR

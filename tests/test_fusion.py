@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfdetr.data import DataError
+from selfdetr.data.files import DataError
 from selfdetr.fusion import fuse_scores, fuse_windows, read_video_scores
 from selfdetr.inference import DETECTION_COLUMNS, InferenceConfig, merge
 from selfdetr.segments import elementwise_iou

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfdetr.data import TimeGrid, WindowConfig, load_dataset, test_windows, window_starts
+from selfdetr.data.dataset import load_dataset
+from selfdetr.data.timegrid import TimeGrid
+from selfdetr.data.windows import WindowConfig, test_windows, window_starts
 from selfdetr.inference import (
     DETECTION_COLUMNS,
     FeatureSource,

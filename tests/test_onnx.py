@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from selfdetr import onnx
-from selfdetr.data import DataError, TimeGrid, WindowConfig
+from selfdetr.data.files import DataError
+from selfdetr.data.timegrid import TimeGrid
+from selfdetr.data.windows import WindowConfig
 from selfdetr.designs import DesignConfig, make_model
 from selfdetr.detector import Detector, DetectorConfig, export_detector, write_detector
 from selfdetr.inference import InferenceConfig
