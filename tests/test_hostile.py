@@ -32,9 +32,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfdetr.check import check_folder, import_segments
-from selfdetr.data import (PLACES, SETTINGS, DataError, FeatureFiles, TimeGrid, all_settings, check_features,
-                           describe_videos, find_part, labels_in_one_form, load_dataset, read_annotations,
-                           read_features, read_json)  # fmt: skip
+from selfdetr.data import (PLACES, DataError, FeatureFiles, TimeGrid, all_settings, check_features, describe_videos,
+                           labels_in_one_form, load_dataset, read_annotations, read_features, read_json)  # fmt: skip
 from selfdetr.data import test_windows as windows_for_testing
 from selfdetr.deploy import Detector
 from selfdetr.evaluation import evaluate, read_detections, read_durations, read_ground_truth
@@ -199,7 +198,7 @@ def changed(draw, tree):
         elif how == "rename" and isinstance(holder, dict):
             holder[draw(names)] = holder.pop(key)
         elif how == "add" and isinstance(holder, dict):
-            holder[draw(st.sampled_from([*NAMES, *SETTINGS]))] = value
+            holder[draw(st.sampled_from([*NAMES, *CONTENTS["dataset.json"], "video_scores", "protocol"]))] = value
         elif how in ("add", "repeat") and isinstance(holder, list):
             holder.append(value if how == "add" else copy.deepcopy(holder[key]))
         elif how == "wrap":
@@ -368,21 +367,11 @@ def hostile_csv(draw, content):
 # ---- the readers
 
 
-def inside(folder, path):
-    return path.resolve().is_relative_to(folder.resolve())
-
-
 def read_whole(folder):
     dataset, files = load_dataset(folder), FeatureFiles(folder / "features")
     dataset.summary(), dataset.ground_truth(None), dataset.hash()
-    assert all(inside(folder, files.path(each.name)) for each in dataset.videos)
+    assert all(files.path(each.name).resolve().is_relative_to(folder.resolve()) for each in dataset.videos)
     windows_for_testing(dataset, 16).batch(range(2))
-
-
-def read_places(folder):
-    found = all_settings(folder)
-    assert all(inside(folder, find_part(folder, found[part])) for part in ("annotations", "features"))
-    json.dumps(found), describe_videos(folder, found)
 
 
 def show_findings(folder):
@@ -415,7 +404,7 @@ READERS = {
     "annotations": ("annotations.json", hostile_json, lambda f: read_annotations(f).summary(), 24),
     "ground truth": ("annotations.json", hostile_json, lambda f: (
         read_durations(f / "annotations.json"), read_ground_truth(f / "annotations.json", "thumos14-212")), 10),
-    "settings": ("dataset.json", hostile_json, read_places, 16),
+    "settings": ("dataset.json", hostile_json, lambda f: describe_videos(f, all_settings(f)), 16),
     "data set, annotations": ("annotations.json", hostile_json, read_whole, 6),
     "data set, settings": ("dataset.json", hostile_json, read_whole, 3),
     "results": ("results.json", hostile_json,
@@ -596,9 +585,9 @@ CASES = {  # file -> its reader, a word of the refusal, and keys with wrong valu
     "annotations.json": (read_annotations, "annotations.json: video 'a'", {
         "database a": [{}, 3, None, []], "database a duration": WRONG, "database a annotations 0 segment": WRONG,
         "database a annotations 0 segment 1": WRONG, "database a annotations 0 label": LABELS}),
-    "dataset.json": (load_dataset, "dataset.json", {key: (
-        None, [1], [None], {"train": [1]}, 10**400, math.nan, [["a"]]) for key in SETTINGS if key not in (
-        "description", "protocol")}),
+    "dataset.json": (load_dataset, "dataset.json", {
+        key: (None, [1], [None], {"train": [1]}, 10**400, math.nan, [["a"]])
+        for key in ("video_scores", *CONTENTS["dataset.json"]) if key != "description"}),
     "results.json": (lambda f: read_detections(f / "results.json"), "a", {"results a": [
         [None], [{}], [[1, 2]], "ab", {"a": 1}, *([DETECTION | {key: value}] for key, value in (
             ("segment", "12"), ("label", [1]), ("segment", [1, 10**400]), ("segment", [[1], [2]]),
