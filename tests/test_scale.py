@@ -4,31 +4,21 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-<<<<<<< HEAD
-from selfdetr import data, diversity, inference
-from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, test_windows, training_windows
-=======
 from selfdetr import diversity
 from selfdetr.data import Batch, windows_of
->>>>>>> detecting
+from selfdetr.designs import make_objective
 from selfdetr.feedback import FeedbackConfig
-from selfdetr.inference import InferenceConfig, detect_dataset
-from selfdetr.losses import LossConfig, SetCriterion
+from selfdetr.losses import LossConfig
 from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.speed import fuse
-from selfdetr.trainer import loss_terms
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-from scale import write_videos  # noqa: E402
-
 TINY = ModelConfig(channels=4, classes=3, dim=16, heads=2, hidden=16, queries=5, decoder_layers=2, norm_groups=4)
 PEAKS = os.access("/proc/self/clear_refs", os.W_OK)
 linux = pytest.mark.skipif(not PEAKS, reason="peaks of a process are read from /proc, where they can be set back")
@@ -54,46 +44,31 @@ def test_a_long_window_without_maps_does_not_hold_its_scores(tmp_path):
     assert peak_apart("window-maps", steps, tmp_path) > 1.5 * scores > 2 * peak_apart("window", steps, tmp_path)
 
 
-def saved_for_backward(criterion, feedback, fast):
+def saved_for_backward(loss, feedback, fast):
     "Shapes of all that a training step keeps."
     torch.manual_seed(0)
     model, kept = SelfDETR(TINY), []
     if fast:
         fuse(model)
     target = {"segments": torch.tensor([[0.5, 0.2]]), "labels": torch.tensor([1])}
-    batch = data.Batch(torch.randn(3, 33, 4), None, [target] * 3)
+    batch = Batch(torch.randn(3, 33, 4), None, [target] * 3)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
-        criterion.total(loss_terms(model, criterion, feedback, batch))
+        objective = make_objective(model, loss, feedback)
+        objective.total(objective(model, batch))
     return kept
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_maps_are_kept_only_where_the_feedback_is_trained(fast):
-    off = SetCriterion(LossConfig(feedback_encoder=0, feedback_decoder=0))
+    off = LossConfig(feedback_encoder=0, feedback_decoder=0)
     averaged, by_head = (3, 33, 33), (3, 2, 33, 33)
     trained, watched, without = (
-        saved_for_backward(criterion, feedback, fast)
-        for criterion, feedback in ((SetCriterion(), FeedbackConfig()), (off, FeedbackConfig()), (off, None))
+        saved_for_backward(loss, feedback, fast)
+        for loss, feedback in ((LossConfig(), FeedbackConfig()), (off, FeedbackConfig()), (off, None))
     )
     assert averaged in trained and averaged not in watched and averaged not in without
     if fast:  # probabilities and factors of dropout, in each of two layers
         assert [kept.count(by_head) for kept in (trained, watched, without)] == [4, 4, 4]
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-<<<<<<< HEAD
-    "A folder of 400 recordings."
-    return write_videos(tmp_path_factory.mktemp("many"), 400)
-=======
-    "A folder of 2,000 recordings."
-    folder = tmp_path_factory.mktemp("many")
-    script = (
-        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import scale; scale.write_videos({str(folder)!r}, 2000)"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
-    return folder / "data"
->>>>>>> detecting
 
 
 def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
@@ -105,7 +80,7 @@ def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
 
     monkeypatch.setattr(diversity, "window_diversity", watching)
     for length in (128, 256, 512, 4096):
-        windows = data.windows_of(np.zeros((20_000, 4), np.float32), length, 0.0)
+        windows = windows_of(np.zeros((20_000, 4), np.float32), length, 0.0)
         taken.clear()
         diversity.collapse_report(SelfDETR(TINY), windows)
         assert max(taken) == {128: 16, 256: 16, 512: 4, 4096: 1}[length]
