@@ -12,11 +12,13 @@ import pandas as pd
 from common import forget_peak, options_of, resident, shortest, torch, verdict
 from torch import nn
 
-from selfdetr.attention import RelativeSelfAttention, SelfAttention
+from selfdetr.attention import SelfAttention
+from selfdetr.variants import RelativeSelfAttention
 from selfdetr.deformable import DeformableCrossAttention, DeformableSelfAttention
 from selfdetr.plots import method_colours
 from selfdetr.speed import fuse
-from selfdetr.transformer import CrossAttention, MLPEncoder
+from selfdetr.attention import CrossAttention
+from selfdetr.variants import MLPEncoder
 
 DIM, HEADS, QUERIES, DROPOUT = 256, 8, 40, 0.1
 LAYERS = {

@@ -26,8 +26,9 @@ from selfdetr.feedback import FeedbackConfig
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.matcher import match
 from selfdetr.model import ModelConfig, SelfDETR
-from selfdetr.study import PROFILES
-from selfdetr.trainer import TrainConfig, make_fabric, prepare, train_step
+from selfdetr.study.spec import PROFILES
+from selfdetr.processes import make_fabric
+from selfdetr.trainer import TrainConfig, prepare, train_step
 
 NOTES = {"paper": "the paper's size", "quick": "the quick profile", "tiny": "for --smoke, says nothing"}
 SIZES = ("paper", "quick")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from common import options_of, traced_peak, verdict
 
-from selfdetr.evaluation import PROTOCOLS, average_precision, evaluate
+from selfdetr.evaluation import average_precision, evaluate
+from selfdetr.protocols import PROTOCOLS
 from selfdetr.segments import soft_nms
 
 THUMOS = dict(videos=212, classes=20, each=200, instances=3358, seconds=217.0)

@@ -14,7 +14,8 @@ import numpy as np
 from common import noise, options_of, traced_peak
 
 from selfdetr.check import check_folder
-from selfdetr.data import find_data, load_dataset, read_json, training_windows
+from selfdetr.data import find_data, load_dataset, training_windows
+from selfdetr.data.files import read_json
 
 WHERE = dict(annotations="annotations/thumos14.json", features="i3d_features", stride=4, snippet=16)
 

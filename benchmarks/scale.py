@@ -22,7 +22,8 @@ from common import (GRID, ModelConfig, TrainConfig, apart, forget_peak, make_bat
 from scipy.optimize import nnls
 
 from selfdetr.check import check_folder
-from selfdetr.data import Dataset, Video, load_dataset, test_windows, training_windows
+from selfdetr.data import Dataset, load_dataset, test_windows, training_windows
+from selfdetr.data.dataset import Video
 from selfdetr.inference import InferenceConfig, detect, detect_dataset
 from selfdetr.trainer import epoch_batches
 

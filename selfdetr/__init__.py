@@ -1,11 +1,14 @@
 """Self-DETR for temporal action detection: the names that most people need, each imported when it is first used."""
 
+from types import ModuleType
+from typing import Any
+
 __version__ = "0.1.0"
 __all__ = ["Detector", "ModelConfig", "SelfDETR", "evaluate", "load_dataset"]
 
 
-def __getattr__(name: str) -> object:
-    place: object
+def __getattr__(name: str) -> Any:
+    place: ModuleType
     if name == "Detector":
         from . import detector as place
     elif name in ("ModelConfig", "SelfDETR"):

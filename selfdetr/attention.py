@@ -228,11 +228,3 @@ class CrossAttention(nn.Module):
         v = split_heads(self.value(content), self.heads)
         output, attention_map = self.attend(q, k, v, hide_keys(memory.mask), dropout, maps, self.after_dropout)
         return self.out_proj(output), attention_map
-
-# %% ../nbs/01_attention.ipynb #4d9a6258
-def __getattr__(name):  # moved; goes when all imports have been rewritten
-    from importlib import import_module
-
-    if name in ("RelativeSelfAttention", "relative_positions"):
-        return getattr(import_module("selfdetr.variants"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .data import DataError, brief, checksum, config_from, read_json, regular_file, write_whole
+from .data.config import config_from
+from .data.files import DataError, brief, checksum, read_json, regular_file, write_whole
 from .designs import make_model
 from .model import SelfDETR
 from .variants import DesignConfig, as_design

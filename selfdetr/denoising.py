@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Targets', 'Denoising', 'noise_labels', 'noise_segments', 'count_groups', 'Noised', 'noised_queries', 'hide_queries',
-           'best_steps', 'Proposals', 'DenoisedOutput', 'DINO', 'DenoisingCriterion', 'make_criterion']
+           'best_steps', 'Proposals', 'DenoisedOutput', 'DINO', 'DenoisingCriterion']
 
 # %% ../nbs/13_denoising.ipynb #72604133
 import re
@@ -263,9 +263,3 @@ class DenoisingCriterion(OverlapCriterion):
         for name, values in sums.items():
             terms |= name_layers(f"{name}_denoising", values.sum((1, 2)) / count)
         return terms
-
-# %% ../nbs/13_denoising.ipynb #d295a5f5
-def make_criterion(config: Any, model: Any) -> Any:  # here until all call make_objective
-    from selfdetr.designs import make_objective
-
-    return make_objective(model, config).criterion

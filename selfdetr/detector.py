@@ -28,7 +28,7 @@ from .data.files import DataError, read_json, shown, write_whole
 from .data.releases import MOST_STEPS
 from .data.timegrid import TimeGrid, end_of
 from .data.windows import WindowConfig
-from .inference import Features, FeatureSource, InferenceConfig, WholeFeatures
+from .inference import FeatureSource, Features, InferenceConfig, WholeFeatures
 from .inference import best_first, detect_recordings, name_classes, open_features
 from .onnx import OnnxModel, export_onnx
 from .processes import choose_device

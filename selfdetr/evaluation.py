@@ -17,7 +17,6 @@ import pandas as pd
 
 from .data.files import DataError
 from .protocols import PROTOCOLS, Case, Protocol, Rule, Source, check_tiou, read_case
-from .protocols import choose_protocol, read_detections, read_ground_truth  # noqa: F401  moved
 from .report import ALARM, alarms, drawn, markdown_cell, markdown_table, notes_markdown, use_fallbacks
 from .segments import elementwise_iou, overlapping_pairs
 

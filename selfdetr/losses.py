@@ -158,13 +158,3 @@ class SetCriterion:
         # Terms of detection count with a weight of 0, too, so that every head has a gradient, if only 0.
         kept = [name for name, of in base.items() if weights[of] or of in ("class", "l1", "iou")]
         return torch.stack([weights[base[name]] * terms[name] for name in kept]).sum()
-
-# %% ../nbs/05_losses.ipynb #b53b8045
-def __getattr__(name):  # moved; goes when all imports have been rewritten
-    from importlib import import_module
-
-    homes = {"designs": ("check_feedback",), "processes": ("process_count", "mean_over_processes")}
-    for home, names in homes.items():
-        if name in names:
-            return getattr(import_module(f"selfdetr.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

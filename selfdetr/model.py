@@ -172,13 +172,3 @@ class SelfDETR(nn.Module):
         content = memory.content.new_zeros(1, self.config.queries, self.config.dim)
         decoded = self.decoder(content, self.anchors.sigmoid()[None], memory, maps=maps)
         return Output(*self.predict(decoded), encoder_maps, decoded.self_maps, decoded.cross_maps, full_mask)
-
-# %% ../nbs/03_model.ipynb #d54c11b2
-def __getattr__(name: str) -> Any:  # moved; goes when all imports have been rewritten
-    from importlib import import_module
-
-    homes = {"designs": ("PRESETS", "NO_FEEDBACK", "preset", "make_model"), "checkpoint": ("save_model", "load_model")}
-    for home, names in homes.items():
-        if name in names:
-            return getattr(import_module(f"selfdetr.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

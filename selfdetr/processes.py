@@ -18,7 +18,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 
-from .data import Batch, DataError
+from .data.files import DataError
+from .data.windows import Batch
 
 # %% ../nbs/30_processes.ipynb #407b9123
 def choose_device(device: str) -> tuple[str, list[int] | None]:  # kind, and the GPU's number where one is named

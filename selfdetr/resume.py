@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import DataError, Windows, checksum, write_whole
+from .data.files import DataError, checksum, write_whole
+from .data.windows import Windows
 
 # %% ../nbs/32_resume.ipynb #3f07c361
 STATE = "state.pt"

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import FlopCounterMode
 
 from .attention import attend, keep
-from .data import Batch, Windows
+from .data.windows import Batch, Windows
 from .denoising import DINO
 from .model import SelfDETR
 

@@ -20,10 +20,9 @@ import torch
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from .data import Batch, Windows
+from .data.windows import Batch, Windows
 from .designs import Objective
 from .model import SelfDETR, check_choices
-from .processes import choose_device, is_first  # noqa: F401 (moved)
 from .processes import make_fabric, mean_over_processes, terms_of_whole_batch
 from .resume import State, recipe_of
 from .speed import accelerate, batches, features_on_device, one_vector_optimizer, release

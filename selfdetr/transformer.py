@@ -244,11 +244,3 @@ class Decoder(nn.Module):
         contents, starts, self_maps, cross_maps = zip(*by_layer)
         among, to_steps = stack_maps(self_maps, content, content), stack_maps(cross_maps, content, memory.content)
         return DecoderOutput(torch.stack(contents), torch.stack(starts), among, to_steps)
-
-# %% ../nbs/02_transformer.ipynb #d8e357ac
-def __getattr__(name):  # moved; goes when all imports have been rewritten
-    from importlib import import_module
-
-    if name in ("MLPEncoder",):
-        return getattr(import_module("selfdetr.variants"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .check import VIDEOS
-from selfdetr.data import (
-    DataError, TimeGrid, check_features, read_features, read_json, read_settings, regular_file, shown, video_name,
-    write_whole)
-from .trainer import choose_device
+from .check.tables import VIDEOS
+from .data.features import check_features, read_features
+from .data.files import DataError, read_json, regular_file, shown, video_name, write_whole
+from .data.releases import read_settings
+from .data.timegrid import TimeGrid
+from .processes import choose_device
 
 # %% ../nbs/52_features_from_video.ipynb #f3908be1
 @contextmanager

@@ -14,7 +14,8 @@ from test_data_features import SEVERAL
 from selfdetr.check.features import Measured, _check_lengths, _explain_names
 from selfdetr.check.findings import Findings
 from selfdetr.check.folder import check_folder
-from selfdetr.data import FeatureFiles, TimeGrid, load_dataset
+from selfdetr.data import TimeGrid, load_dataset
+from selfdetr.data.features import FeatureFiles
 
 RENAMED = [
     (lambda p: p.with_name(f"v_{p.name}"), ["v_a.npy", '"prefix": "v_"']),

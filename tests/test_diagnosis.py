@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 from selfdetr.data import files
 from selfdetr.data.files import DataError
 from selfdetr.diagnosis import (
-    ERROR_KINDS,
-    bucket_limits,
-    characteristics,
-    diagnose,
-    error_kinds,
-    group_instances,
-    normalised_ap,
-    plot_diagnosis,
-)
+    ERROR_KINDS, bucket_limits, characteristics, diagnose, error_kinds, group_instances, normalised_ap,
+    plot_diagnosis)
 from selfdetr.evaluation import average_precision, average_recall, evaluate, recall_at
 from selfdetr.protocols import Protocol, read_case
 

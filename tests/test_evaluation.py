@@ -14,15 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from selfdetr.data.files import DataError, find_data
-from selfdetr.evaluation import (
-    Evaluation,
-    area_under,
-    assign,
-    average_recall,
-    evaluate,
-    plot_evaluation,
-    recall_at,
-)
+from selfdetr.evaluation import Evaluation, area_under, assign, average_recall, evaluate, plot_evaluation, recall_at
 from selfdetr.protocols import Protocol, read_case
 
 TIOU = (0.1, 0.3, 0.5, 0.75, 1.0)

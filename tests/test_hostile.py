@@ -32,14 +32,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfdetr.check import check_folder, import_segments
-from selfdetr.data import (PLACES, DataError, FeatureFiles, TimeGrid, all_settings, check_features, describe_videos,
-                           labels_in_one_form, load_dataset, read_annotations, read_features, read_json)  # fmt: skip
+from selfdetr.data import DataError, TimeGrid, load_dataset, read_annotations
+from selfdetr.data.annotations import labels_in_one_form
+from selfdetr.data.features import FeatureFiles, check_features, read_features
+from selfdetr.data.files import read_json
+from selfdetr.data.releases import PLACES, all_settings, describe_videos  # fmt: skip
 from selfdetr.data import test_windows as windows_for_testing
-from selfdetr.deploy import Detector
-from selfdetr.evaluation import evaluate, read_detections, read_durations, read_ground_truth
-from selfdetr.inference import (DetectorConfig, InferenceConfig, read_detector, read_video_scores, write_detector,
-                                write_results)  # fmt: skip
-from selfdetr.model import ModelConfig, load_model, make_model, save_model
+from selfdetr.detector import Detector
+from selfdetr.evaluation import evaluate, read_durations
+from selfdetr.protocols import read_detections, read_ground_truth
+from selfdetr.detector import DetectorConfig, read_detector, write_detector
+from selfdetr.fusion import read_video_scores
+from selfdetr.inference import InferenceConfig, write_results  # fmt: skip
+from selfdetr.checkpoint import load_model, save_model
+from selfdetr.designs import make_model
+from selfdetr.model import ModelConfig
 from selfdetr.simulate import make_dataset
 from selfdetr.study import RunSpec, read_run, read_table, runs, write_claims
 from selfdetr.video import read_entries

@@ -11,16 +11,8 @@ from selfdetr.data.dataset import load_dataset
 from selfdetr.data.timegrid import TimeGrid
 from selfdetr.data.windows import WindowConfig, test_windows, window_starts
 from selfdetr.inference import (
-    DETECTION_COLUMNS,
-    FeatureSource,
-    InferenceConfig,
-    cut_windows,
-    detect,
-    detect_dataset,
-    detect_recordings,
-    merge,
-    top_scores,
-)
+    DETECTION_COLUMNS, FeatureSource, InferenceConfig, cut_windows, detect, detect_dataset, detect_recordings, merge,
+    top_scores)
 from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.segments import elementwise_iou
 

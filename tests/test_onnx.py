@@ -15,7 +15,8 @@ from selfdetr import onnx
 from selfdetr.data.files import DataError
 from selfdetr.data.timegrid import TimeGrid
 from selfdetr.data.windows import WindowConfig
-from selfdetr.designs import DesignConfig, make_model
+from selfdetr.designs import make_model
+from selfdetr.variants import DesignConfig
 from selfdetr.detector import Detector, DetectorConfig, export_detector, write_detector
 from selfdetr.inference import InferenceConfig
 from selfdetr.onnx import export_onnx

@@ -30,7 +30,8 @@ else:
 needs_torchvision = pytest.mark.skipif(torchvision is None, reason=WHY)
 
 from selfdetr import video  # noqa: E402
-from selfdetr.data import DataError, TimeGrid, load_dataset, read_annotations, read_settings  # noqa: E402
+from selfdetr.data import DataError, TimeGrid, load_dataset, read_annotations
+from selfdetr.data.releases import read_settings  # noqa: E402
 from selfdetr.inference import InferenceConfig, detect  # noqa: E402
 from selfdetr.model import ModelConfig, SelfDETR  # noqa: E402
 from selfdetr.video import Extractor, VideoError, _Header, extract, extract_videos, find_videos, read_frames  # noqa: E402

@@ -1,21 +1,19 @@
-"""Looks through a data set before training, and imports segments from a spreadsheet."""
+"""Looks through a data set before training, and imports segments from a table; each name is loaded when it is asked for."""
 
+from types import ModuleType
 from typing import Any
 
 __all__ = ["Findings", "check_folder", "import_segments"]
 
 
-def __getattr__(name: str) -> Any:  # each where it is asked for: the command should not wait for all of them
+def __getattr__(name: str) -> Any:
+    home: ModuleType
     if name == "Findings":
-        from .findings import Findings
-
-        return Findings
-    if name == "check_folder":
-        from .folder import check_folder
-
-        return check_folder
-    if name in ("import_segments", "VIDEOS"):
-        from . import tables
-
-        return getattr(tables, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import findings as home
+    elif name == "check_folder":
+        from . import folder as home
+    elif name == "import_segments":
+        from . import tables as home
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(home, name)

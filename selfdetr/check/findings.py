@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ..data.files import DataError, brief
-from ..evaluation import markdown_table
+from ..report import markdown_table
 
 # %% ../../nbs/45_findings.ipynb #bc66192e
 SEVERITIES = ("error", "warning", "note")

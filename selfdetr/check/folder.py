@@ -25,7 +25,7 @@ from ..data.files import DataError, in_form_there, one_of, shown, trying
 from ..data.releases import Settings, all_settings, grid_for
 from ..data.timegrid import TimeGrid
 from ..data.windows import WindowConfig, Windows, test_windows, training_windows
-from ..evaluation import PROTOCOLS
+from ..protocols import PROTOCOLS
 from ..segments import elementwise_iou
 
 # %% ../../nbs/48_check_folder.ipynb #f06a7e4d

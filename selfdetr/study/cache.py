@@ -22,18 +22,9 @@ import pandas as pd
 from filelock import FileLock
 
 from ..checkpoint import load_model, save_model
-from ..data import Dataset
-from selfdetr.data.files import (
-    DataError,
-    brief,
-    cannot_write,
-    checksum,
-    parse_json,
-    read_text,
-    regular_file,
-    sync_folder,
-    write_whole,
-)
+from ..data.dataset import Dataset
+from ..data.files import (
+    DataError, brief, cannot_write, checksum, parse_json, read_text, regular_file, sync_folder, write_whole)
 from ..detector import save_detector
 from ..inference import write_results
 from ..model import SelfDETR

@@ -20,7 +20,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..data import Dataset, test_windows, training_windows
+from ..data.dataset import Dataset
+from ..data.windows import test_windows, training_windows
 from ..data.files import checksum
 from ..designs import make_model, make_objective
 from ..diversity import collapse_report

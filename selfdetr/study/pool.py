@@ -22,7 +22,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
-from ..data import Dataset
+from ..data.dataset import Dataset
 from ..data.files import check_writable
 from .cache import Run, is_due, read_run, run, work_folder
 from .compute import run_hash

@@ -13,7 +13,10 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data import RELEASES, Dataset, WindowConfig, find_data, load_dataset, same_form
+from ..data.dataset import Dataset, load_dataset
+from ..data.files import find_data, same_form
+from ..data.releases import RELEASES
+from ..data.windows import WindowConfig
 from ..data.config import LARGEST, config_from
 from ..data.files import DataError, check_writable, one_of, parse_json, shown
 from ..designs import check_feedback
