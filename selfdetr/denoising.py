@@ -9,7 +9,7 @@ __all__ = ['Targets', 'Denoising', 'noise_labels', 'noise_segments', 'count_grou
 # %% ../nbs/13_denoising.ipynb #72604133
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn

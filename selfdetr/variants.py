@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .attention import CrossAttention, Memory, QueryAttention, SelfAttention, drop, hide_keys
+from .attention import CrossAttention, QueryAttention, SelfAttention, drop, hide_keys
 from .deformable import DeformableAttention, DeformableCrossAttention, DeformableSelfAttention
 from .model import ModelConfig, SelfDETR
-from .relational import RelationalQueryAttention, unrelated
-from .transformer import MLP, Attention, Decoder, Encoder, sine_embedding, stack_maps
+from .relational import RelationalQueryAttention
+from .transformer import MLP, Attention, Decoder, Encoder, stack_maps
 
 # %% ../nbs/12_variants.ipynb #e6882ec9
 def relative_positions(

@@ -11,7 +11,7 @@ __all__ = ['parse_setting', 'add_train', 'train', 'add_detect', 'feature_files',
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +249,7 @@ def add_check(parser: Parser) -> None:
     from selfdetr.data.features import READERS
 
     above_0, steps, share = number(above=0), number(int, least=1, most=MOST_STEPS), number(above=0, most=1)
-    parser.epilog = "exit status: 0 a training can start, perhaps with warnings; 2 it cannot, or the folder cannot be read"
+    parser.epilog = "exit status: 0 a training can start, perhaps with warnings; 2 it cannot, or nothing can be read"
     parser.add_argument("folder", help="holds annotations.json, features/ and perhaps dataset.json")
     parser.add_argument("--window", type=steps, default=128, help="steps of a window (128)")
     parser.add_argument("--overlap", type=number(least=0, below=1), default=0.75, help="of training windows (0.75)")
@@ -261,7 +261,8 @@ def add_check(parser: Parser) -> None:
     said = parser.add_argument_group("instead of what dataset.json says")
     for split in ("train", "test"):
         said.add_argument(f"--{split}", nargs="+", metavar="SUBSET", help=f"subsets to {split} on")
-    numbers = {"fps": argument(parse_rate), "stride": above_0, "snippet": above_0, "min_seconds": number(least=0), "resize": steps}
+    numbers = {"fps": argument(parse_rate), "stride": above_0, "snippet": above_0, "min_seconds": number(least=0),
+               "resize": steps}
     for name in ("annotations", "features", "prefix", "feature_format", "video_scores", "protocol", *numbers):
         choices = list(READERS) if name == "feature_format" else None
         said.add_argument(f"--{name.replace('_', '-')}", type=numbers.get(name, str), choices=choices)
@@ -273,7 +274,8 @@ def check(options: argparse.Namespace) -> None:
     "`selfdetr data check`: print the findings, write what was asked for; `DataError` when there are errors."
     from selfdetr.check.folder import check_folder, files_of
 
-    given = {name: value for name, value in vars(options).items() if name not in ("work", "folder", "as_json", "as_markdown")}
+    own = ("work", "folder", "as_json", "as_markdown")
+    given = {name: value for name, value in vars(options).items() if name not in own}
     keep_apart([options.as_json, options.as_markdown], files_of(Path(options.folder)))
     findings = check_folder(options.folder, **given)
     print(findings)
@@ -304,7 +306,8 @@ def add_import(parser: Parser) -> None:
     parser.add_argument("--test-share", type=number(above=0, below=1),
                         help="of the videos, without a column of subsets (0.2)")
     parser.add_argument("--seed", type=number(int, least=0), default=0, help="of that draw (0)")
-    parser.add_argument("--column", action="append", type=parse_column, default=[], metavar="WHAT=NAME", help="such as label=verb")
+    parser.add_argument("--column", action="append", type=parse_column, default=[], metavar="WHAT=NAME",
+                        help="such as label=verb")
     parser.add_argument("--ignore", action="append", default=[], metavar="NAME", help="a column to leave out")
     parser.add_argument("--force", action="store_true", help="replace an annotation file that exists")
     parser.set_defaults(work=import_table)
@@ -375,7 +378,8 @@ def make_parser() -> Parser:
     commands.add_parser("train", fill=add_train, help="train and measure one run, or find it in the cache")
     commands.add_parser("detect", fill=add_detect, help="find actions in recordings with a trained model")
     commands.add_parser("evaluate", fill=add_evaluate, help="mean average precision of detections, recall, diagnosis")
-    data = commands.add_parser("data", help="check a data set, import segments").add_subparsers(required=True, metavar="COMMAND")
+    data = commands.add_parser("data", help="check a data set, import segments")
+    data = data.add_subparsers(required=True, metavar="COMMAND")
     data.add_parser("check", fill=add_check, help="list all that is wrong with a folder, and what would be used")
     data.add_parser("import", fill=add_import, help="write annotations.json from a table of segments")
     commands.add_parser("features", fill=add_features, help="features of videos, as a folder that selfdetr reads")
