@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     mask: Tensor  # (batch, length) bool, True = padding; None where a trainer knows that nothing is padded
     targets: list[Target]  # one a window: "segments" (n, 2) centre and width in [0, 1], "labels" (n,)
 
-
+# %% ../../nbs/27_windows.ipynb #16b6332d
 @dataclass(eq=False)
 class Windows:
     "Windows over the recordings of a data set. Made by `training_windows`, `test_windows` or `windows_of`."
@@ -138,7 +138,7 @@ def _targets_in_turn(
         placed[near] |= member.any(axis=0)
     return targets, int((~placed).sum())
 
-
+# %% ../../nbs/27_windows.ipynb #ffd7bc75
 def _make_windows(
     dataset: Dataset,
     length: int,  # steps of a window
