@@ -126,11 +126,8 @@ def _digest(dataset: Dataset) -> str:
 
 # %% ../../nbs/26_dataset.ipynb #ff4c7876
 @contextlib.contextmanager
-def _in_memory_of(
-    folder: Path,  # for the message
-    numbers: int,  # of float32 that are wanted
-) -> Iterator[None]:
-    "Makes a `DataError` with the way out of a MemoryError."
+def _in_memory_of(folder: Path, numbers: int) -> Iterator[None]:
+    "Makes a `DataError` with the way out of a MemoryError; so many numbers of float32 are wanted."
     try:
         yield
     except MemoryError:
@@ -161,11 +158,8 @@ def _load_features(
     return shapes, kept
 
 # %% ../../nbs/26_dataset.ipynb #b7b1b144
-def _join_features(
-    kept: dict[str, np.ndarray],  # video -> (steps, channels); emptied on the way, to hold no array twice
-    channels: int,
-) -> np.ndarray:  # (rows + 1, channels) float32
-    "All recordings in one array, one after the other, and a last row of zeros."
+def _join_features(kept: dict[str, np.ndarray], channels: int) -> np.ndarray:  # (rows + 1, channels) float32
+    "All recordings in one array, and a last row of zeros; `kept` is emptied on the way, to hold no array twice."
     array = np.zeros((sum(map(len, kept.values())) + 1, channels), dtype=np.float32)
     row = 0
     for name in list(kept):
