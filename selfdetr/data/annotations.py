@@ -48,7 +48,7 @@ def _duration(entry: dict[str, Any], where: str) -> float:
         raise DataError(f"{where}: duration is {duration:g} s; write its length in seconds")
     return duration
 
-
+# %% ../../nbs/23_annotations.ipynb #27dc5da6
 def _rate(entry: dict[str, Any], where: str) -> float | None:
     return None if entry.get("fps") is None else finite_number(entry["fps"], where, "fps")
 
@@ -92,7 +92,7 @@ def _database(content: dict[str, Any], where: str, judged: bool) -> dict[str, An
         raise DataError(f"{where}: has no videos; write {{\"database\": {{video: {{...}}}}}}")
     return database
 
-
+# %% ../../nbs/23_annotations.ipynb #a29b9854
 def _feature_section(feature: Any, where: str, problem: Problem) -> dict[str, Any]:
     "The numbers of a file's \"feature\" section."
     if not isinstance(feature, dict):
@@ -106,7 +106,7 @@ def _feature_section(feature: Any, where: str, problem: Problem) -> dict[str, An
             stated[key] = feature[key]
     return stated
 
-
+# %% ../../nbs/23_annotations.ipynb #573ea25b
 def read_entries(
     source: str | Path | dict[str, Any],  # an annotation file, or what it holds
     where: str | None = None,  # the file, for messages; None: the source
@@ -150,7 +150,7 @@ def parse_instance(
         raise lacking(item, "label", where, "the name of a class")
     return start, end, class_name(item["label"], where, "label")
 
-
+# %% ../../nbs/23_annotations.ipynb #5af2d1c6
 def read_instances(
     items: Sequence[Any],  # the annotations of one video
     where: str,  # file and video, for messages

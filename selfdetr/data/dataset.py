@@ -92,42 +92,42 @@ class Dataset(VideoSet):
         "Whether detections are judged by the annotation file as it is; else they are by the cleaned instances."
         return self.annotations is not None and (self.protocol is not None or self.video_scores is not None)
 
-    def judged(self) -> list[Any]:
-        "What judging reads of the annotation file: subset, duration, labels with segments in their order, by video."
-        content, own = [], self.entries if self.protocol is not None else [video.name for video in self.split("test")]
-        for name, entry in ((name, self.entries[name]) for name in sorted(own)):
-            items = [[item.get("label"), item.get("segment")] if isinstance(item, dict) else item
-                     for item in entry.annotations]
-            content.append([name, str(entry.subset).lower(), entry.duration, items])
-        return json.loads(json.dumps(content), parse_int=float)  # 2 and 2.0 are one time
-
     def hash(self) -> str:
         "Hex digest of all that a result depends on, computed once: features, grids, classes, instances, judging."
-        self._hash = self._hash or self._digest()
+        self._hash = self._hash or _digest(self)
         return self._hash
 
-    def _digest(self) -> str:
-        digest = hashlib.sha256(repr(self.classes).encode())
-        for video in self.videos:
-            digest.update(video.content())
-            for block in in_blocks(self.features(video.name)):
-                digest.update(np.ascontiguousarray(block, dtype="<f4").tobytes())
-        if self.protocol is not None:
-            digest.update(self.protocol.encode())
-        if self.video_scores is not None:
-            digest.update(self.video_scores.read_bytes())
-        if self.judged_raw:
-            digest.update(json.dumps(self.judged()).encode())
-            digest.update(json.dumps(sorted(set(self.ignore_labels))).encode())
-        return digest.hexdigest()
+# %% ../../nbs/26_dataset.ipynb #118f6e36
+def _judged(dataset: Dataset) -> list[Any]:
+    "What judging reads of the annotation file: subset, duration, labels with segments in their order, by video."
+    own = dataset.entries if dataset.protocol is not None else [video.name for video in dataset.split("test")]
+    content = []
+    for name, entry in ((name, dataset.entries[name]) for name in sorted(own)):
+        items = [[item.get("label"), item.get("segment")] if isinstance(item, dict) else item
+                 for item in entry.annotations]
+        content.append([name, str(entry.subset).lower(), entry.duration, items])
+    return json.loads(json.dumps(content), parse_int=float)  # 2 and 2.0 are one time
+
+
+def _digest(dataset: Dataset) -> str:
+    digest = hashlib.sha256(repr(dataset.classes).encode())
+    for video in dataset.videos:
+        digest.update(video.content())
+        for block in in_blocks(dataset.features(video.name)):
+            digest.update(np.ascontiguousarray(block, dtype="<f4").tobytes())
+    if dataset.protocol is not None:
+        digest.update(dataset.protocol.encode())
+    if dataset.video_scores is not None:
+        digest.update(dataset.video_scores.read_bytes())
+    if dataset.judged_raw:
+        digest.update(json.dumps(_judged(dataset)).encode())
+        digest.update(json.dumps(sorted(set(dataset.ignore_labels))).encode())
+    return digest.hexdigest()
 
 # %% ../../nbs/26_dataset.ipynb #ff4c7876
 @contextlib.contextmanager
-def _in_memory_of(
-    folder: Path,  # for the message
-    numbers: int,  # of float32 that are wanted
-) -> Iterator[None]:
-    "Makes a `DataError` with the way out of a MemoryError."
+def _in_memory_of(folder: Path, numbers: int) -> Iterator[None]:
+    "Makes a `DataError` with the way out of a MemoryError; so many numbers of float32 are wanted."
     try:
         yield
     except MemoryError:
@@ -157,12 +157,9 @@ def _load_features(
             kept |= {name: np.array(features, dtype=np.float32)} if in_memory else {}
     return shapes, kept
 
-
-def _join_features(
-    kept: dict[str, np.ndarray],  # video -> (steps, channels); emptied on the way, to hold no array twice
-    channels: int,
-) -> np.ndarray:  # (rows + 1, channels) float32
-    "All recordings in one array, one after the other, and a last row of zeros."
+# %% ../../nbs/26_dataset.ipynb #b7b1b144
+def _join_features(kept: dict[str, np.ndarray], channels: int) -> np.ndarray:  # (rows + 1, channels) float32
+    "All recordings in one array, and a last row of zeros; `kept` is emptied on the way, to hold no array twice."
     array = np.zeros((sum(map(len, kept.values())) + 1, channels), dtype=np.float32)
     row = 0
     for name in list(kept):
@@ -192,7 +189,7 @@ def place_videos(
         offset += steps
     return tuple(placed)
 
-
+# %% ../../nbs/26_dataset.ipynb #47abcff3
 def _check_splits(
     videos: Sequence[AnnotatedVideo],  # those with features
     every: Sequence[AnnotatedVideo],  # all that are annotated
@@ -223,7 +220,7 @@ def _mean_and_deviation(
     mean = add_up(lambda block: block)
     return mean, np.sqrt(add_up(lambda block: (block - mean) ** 2))
 
-
+# %% ../../nbs/26_dataset.ipynb #1bae0e1f
 def standardise(
     dataset: Dataset,  # held in memory
 ) -> Dataset:  # the same one, its array changed in place

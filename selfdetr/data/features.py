@@ -38,7 +38,7 @@ def _check_archive(path: Path) -> list[zipfile.ZipInfo]:
         raise DataError(f"{path}: would unpack to {size:,} bytes, {times} times its size; save it with np.save")
     return parts
 
-
+# %% ../../nbs/25_features.ipynb #276354f1
 def _check_header(path: Path) -> None:
     "DataError for an .npy file of values without size, such as texts of no letters: mapping it ends the process."
     with path.open("rb") as file:
@@ -60,7 +60,6 @@ def _read_npy(path: Path) -> np.ndarray:
         raise DataError(f"{path}: is a zip archive; name it .npz")
     return array
 
-
 # %% ../../nbs/25_features.ipynb #1d000016
 def _several(
     path: Path,
@@ -78,7 +77,7 @@ def _several(
     line = f"np.save({shown(path.stem + '.npy', 300)}, {array})"
     return DataError(f"{path}: holds {what}: {there}; save one array of them, by {line}")
 
-
+# %% ../../nbs/25_features.ipynb #4125898a
 def _read_npz(path: Path) -> np.ndarray:
     "The only array of an .npz file, or the one named `features`."
     _check_archive(path)
@@ -91,7 +90,7 @@ def _read_npz(path: Path) -> np.ndarray:
         raise DataError(f"{path}: what it holds is no array; write it with np.savez")
     return array
 
-
+# %% ../../nbs/25_features.ipynb #0a58f8d3
 def _read_pt(path: Path) -> np.ndarray:
     "The tensor in a .pt file."
     with path.open("rb") as file:
@@ -155,7 +154,7 @@ def resize_features(
     values = torch.from_numpy(np.array(features, dtype=np.float32)).T[None]
     return torch.nn.functional.interpolate(values, steps, mode="linear", align_corners=False)[0].T.contiguous().numpy()
 
-
+# %% ../../nbs/25_features.ipynb #3f60c0a9
 @dataclass(frozen=True)
 class FeatureFiles:
     "Where the features of a data set lie, one file a video, and how they are read."
@@ -192,7 +191,7 @@ def check_feature_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; put one file of features a video there")
 
-
+# %% ../../nbs/25_features.ipynb #b57b6429
 def find_files(
     files: FeatureFiles,
     videos: Iterable[str],  # their names
@@ -235,7 +234,7 @@ def in_blocks(
         yield features[first : first + steps]
         drop_pages(features)
 
-
+# %% ../../nbs/25_features.ipynb #166be212
 def check_features(
     features: np.ndarray,  # (steps, channels)
     where: str,  # file and video, for messages

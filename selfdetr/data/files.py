@@ -124,7 +124,7 @@ def regular_file(path: str | Path) -> Path:
         raise DataError(f"{path}: is a pipe or a device; copy what it gives into a file")
     return Path(path)
 
-
+# %% ../../nbs/20_files.ipynb #c57760e9
 def read_text(path: str | Path) -> str:
     "The text of a UTF-8 file. `DataError` when it cannot be read, is no text, or is larger than `LARGEST_TEXT`."
     path = regular_file(path)
@@ -196,7 +196,7 @@ def parse_json(
     _check_content(content, text, where)
     return content
 
-
+# %% ../../nbs/20_files.ipynb #e9125587
 def read_json(
     path: str | Path,  # a JSON file holding one object
     problem: Problem = strict,  # as of `parse_json`
@@ -276,7 +276,7 @@ def cannot_write(
     text = f"{path}: cannot be written ({error.strerror or error}); {advice}, then run again"
     return OSError(error.errno or errno.EIO, text)
 
-
+# %% ../../nbs/20_files.ipynb #86b12b30
 def check_writable(folder: str | Path) -> None:
     "Raise an OSError now if nothing can be written into a folder, or it cannot be made; makes nothing."
     place = Path(folder).absolute()
@@ -286,7 +286,7 @@ def check_writable(folder: str | Path) -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         raise cannot_write(folder, OSError(errno.EACCES, f"{there} is read-only"))
 
-
+# %% ../../nbs/20_files.ipynb #8c620e49
 def sync_folder(folder: Path) -> None:
     "Bring the names in a folder to the disk, where the system can do that."
     with contextlib.suppress(OSError):
@@ -304,7 +304,7 @@ def _remove_dead_parts(path: Path, seconds: float = 3600) -> None:
             if time.time() - part.stat().st_mtime > seconds:
                 part.unlink()
 
-
+# %% ../../nbs/20_files.ipynb #c8d2f016
 def write_whole(
     path: str | Path,  # its folder is made if need be
     content: str | bytes,
@@ -354,7 +354,7 @@ def check_output(
         raise cannot_write(path, OSError("it is a pipe or a device"))
     return path
 
-
+# %% ../../nbs/20_files.ipynb #2637bbd9
 def keep_apart(
     outputs: Iterable[str | Path | None],  # files to be written; None: not asked for
     inputs: Iterable[str | Path],  # files that are read, and folders whose files are

@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     mask: Tensor  # (batch, length) bool, True = padding; None where a trainer knows that nothing is padded
     targets: list[Target]  # one a window: "segments" (n, 2) centre and width in [0, 1], "labels" (n,)
 
-
+# %% ../../nbs/27_windows.ipynb #16b6332d
 @dataclass(eq=False)
 class Windows:
     "Windows over the recordings of a data set. Made by `training_windows`, `test_windows` or `windows_of`."
@@ -138,7 +138,7 @@ def _targets_in_turn(
         placed[near] |= member.any(axis=0)
     return targets, int((~placed).sum())
 
-
+# %% ../../nbs/27_windows.ipynb #ffd7bc75
 def _make_windows(
     dataset: Dataset,
     length: int,  # steps of a window
@@ -184,9 +184,9 @@ class WindowConfig:
 # %% ../../nbs/27_windows.ipynb #b62073e6
 def training_windows(
     dataset: Dataset,
-    length: int = 128,  # steps of a window
-    overlap: float = 0.75,  # share of a window that the next one repeats
-    keep: float = 0.75,  # smallest share of an instance inside a window
+    length: int = WindowConfig.length,  # steps of a window
+    overlap: float = WindowConfig.overlap,  # share of a window that the next one repeats
+    keep: float = WindowConfig.keep,  # smallest share of an instance inside a window
     split: str | None = "train",  # None: all videos
 ) -> Windows:
     "Windows to train on: the last one shifted left to be full, those without instances dropped."
@@ -195,9 +195,9 @@ def training_windows(
 
 def test_windows(
     dataset: Dataset,
-    length: int = 128,  # steps of a window
-    overlap: float = 0.25,  # share of a window that the next one repeats
-    keep: float = 0.75,  # smallest share of an instance inside a window; for the targets, which only pictures use
+    length: int = WindowConfig.length,  # steps of a window
+    overlap: float = WindowConfig.test_overlap,  # share of a window that the next one repeats
+    keep: float = WindowConfig.keep,  # smallest share of an instance inside a window; for the targets, which only pictures use
     split: str | None = "test",  # None: all videos
 ) -> Windows:
     "Windows to detect in: every step is in one, the last one padded."
@@ -209,8 +209,8 @@ test_windows.__test__ = False  # type: ignore[attr-defined]  # pytest would take
 # %% ../../nbs/27_windows.ipynb #fb3251ab
 def windows_of(
     features: np.ndarray | Tensor,  # (steps, channels)
-    length: int = 128,  # steps of a window
-    overlap: float = 0.25,  # share of a window that the next one repeats
+    length: int = WindowConfig.length,  # steps of a window
+    overlap: float = WindowConfig.test_overlap,  # share of a window that the next one repeats
     grid: TimeGrid = TimeGrid(1.0),  # of the recording
     name: str = "recording",
 ) -> Windows:
