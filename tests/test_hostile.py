@@ -36,7 +36,7 @@ from selfdetr.data import (PLACES, DataError, FeatureFiles, TimeGrid, all_settin
                            labels_in_one_form, load_dataset, read_annotations, read_features, read_json)  # fmt: skip
 from selfdetr.data import test_windows as windows_for_testing
 from selfdetr.deploy import Detector
-from selfdetr.evaluation import evaluate, read_detections, read_durations, read_ground_truth
+from selfdetr.evaluation import evaluate, read_detections, read_ground_truth
 from selfdetr.inference import (DetectorConfig, InferenceConfig, read_detector, read_video_scores, write_detector,
                                 write_results)  # fmt: skip
 from selfdetr.model import ModelConfig, load_model, make_model, save_model
@@ -402,8 +402,8 @@ def read_array(path):
 # Name: the file that is changed, how, what reads it in the folder, its share of the inputs, what else it writes.
 READERS = {
     "annotations": ("annotations.json", hostile_json, lambda f: read_annotations(f).summary(), 24),
-    "ground truth": ("annotations.json", hostile_json, lambda f: (
-        read_durations(f / "annotations.json"), read_ground_truth(f / "annotations.json", "thumos14-212")), 10),
+    "ground truth": ("annotations.json", hostile_json,
+                     lambda f: read_ground_truth(f / "annotations.json", "thumos14-212"), 10),
     "settings": ("dataset.json", hostile_json, lambda f: describe_videos(f, all_settings(f)), 16),
     "data set, annotations": ("annotations.json", hostile_json, read_whole, 6),
     "data set, settings": ("dataset.json", hostile_json, read_whole, 3),
