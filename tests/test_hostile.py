@@ -39,7 +39,7 @@ from selfdetr.data.files import read_json
 from selfdetr.data.releases import PLACES, all_settings, describe_videos  # fmt: skip
 from selfdetr.data import test_windows as windows_for_testing
 from selfdetr.detector import Detector
-from selfdetr.evaluation import evaluate, read_durations
+from selfdetr.evaluation import evaluate
 from selfdetr.protocols import read_detections, read_ground_truth
 from selfdetr.detector import DetectorConfig, read_detector, write_detector
 from selfdetr.fusion import read_video_scores
@@ -409,8 +409,8 @@ def read_array(path):
 # Name: the file that is changed, how, what reads it in the folder, its share of the inputs, what else it writes.
 READERS = {
     "annotations": ("annotations.json", hostile_json, lambda f: read_annotations(f).summary(), 24),
-    "ground truth": ("annotations.json", hostile_json, lambda f: (
-        read_durations(f / "annotations.json"), read_ground_truth(f / "annotations.json", "thumos14-212")), 10),
+    "ground truth": ("annotations.json", hostile_json,
+                     lambda f: read_ground_truth(f / "annotations.json", "thumos14-212"), 10),
     "settings": ("dataset.json", hostile_json, lambda f: describe_videos(f, all_settings(f)), 16),
     "data set, annotations": ("annotations.json", hostile_json, read_whole, 6),
     "data set, settings": ("dataset.json", hostile_json, read_whole, 3),
