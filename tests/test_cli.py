@@ -19,7 +19,7 @@ from selfdetr.cli.arguments import Parser, number, run_command
 from selfdetr.data import files
 from selfdetr.data.dataset import load_dataset
 from selfdetr.data.releases import read_settings
-from selfdetr.data.files import DataError, find_data
+from selfdetr.data.files import find_data
 from selfdetr.data.windows import WindowConfig
 from selfdetr.designs import make_model
 from selfdetr.detector import Detector, save_detector
@@ -28,7 +28,7 @@ from selfdetr.evaluation import Evaluation, evaluate
 from selfdetr.inference import InferenceConfig
 from selfdetr.onnx import export_onnx
 from selfdetr.checkpoint import save_model
-from selfdetr.report import PICTURES
+from selfdetr.report import picture_formats
 from selfdetr.study import spec
 from selfdetr.variants import DesignConfig
 
@@ -38,16 +38,20 @@ from selfdetr.variants import DesignConfig
 
 def test_help_is_quick_and_judging_does_not_load_torch(tmp_path):
     "Half a second for the help on an idle machine; here only what is imported is looked at."
-    code = "import sys; from selfdetr.cli import main\ntry: main({})\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    code = "import sys, selfdetr.cli as cli\ntry: cli.main({})\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
     heavy = {"torch", "numpy", "pandas", "matplotlib"}
-    calls = {"['--help']": heavy, "['data', '--help']": heavy, "['evaluate', '--help']": {"torch"}, "['evaluate', 'lost', 'lost']": {"torch"}}
+    calls = {"--help": heavy, "data --help": heavy, "evaluate --help": {"torch"}, "evaluate lost lost": {"torch"}}
     for arguments, absent in calls.items():
-        done = subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", code.format(arguments.split())]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert [name for name in absent if f"'{name}'" in done.stdout] == [], arguments
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ("", "required: COMMAND"), ("trian", "invalid choice: 'trian'"), ("data", "required: COMMAND"), ("data chek", "invalid choice: 'chek'")])
+    ("", "required: COMMAND"),
+    ("trian", "invalid choice: 'trian'"),
+    ("data", "required: COMMAND"),
+    ("data chek", "invalid choice: 'chek'")])
 def test_a_command_that_is_none_is_one_line(capsys, arguments, message):
     assert main(arguments.split()) == 2
     error = capsys.readouterr().err
@@ -62,12 +66,12 @@ def judged(tmp_path):
     "Annotations of two videos and detections that find half of them."
     rng = np.random.default_rng(0)
     database, results = {}, {}
-    for video in ("a", "b"):
+    for name in ("a", "b"):
         starts = rng.uniform(0, 90, 6).round(1)
         items = [{"segment": [s, s + 5], "label": "xy"[i % 2]} for i, s in enumerate(starts)]
-        database[video] = {"subset": "test", "duration": 100.0, "annotations": items}
+        database[name] = {"subset": "test", "duration": 100.0, "annotations": items}
         moved = [{**item, "segment": [s + d, s + 5]} for item, s, d in zip(items, starts, (0, 1, 4) * 2)]
-        results[video] = [{**item, "score": score} for item, score in zip(moved, rng.random(6).round(3))]
+        results[name] = [{**item, "score": score} for item, score in zip(moved, rng.random(6).round(3))]
     paths = tmp_path / "truth.json", tmp_path / "found.json"
     paths[0].write_text(json.dumps({"database": database}))
     paths[1].write_text(json.dumps({"results": results}))
@@ -190,7 +194,7 @@ def test_each_file_is_read_once(judged, monkeypatch):
     assert read == judged
 
 
-@pytest.mark.parametrize("ending", PICTURES)
+@pytest.mark.parametrize("ending", picture_formats())
 def test_pictures_are_written_in_each_format_that_is_offered(judged, tmp_path, ending):
     path = tmp_path / "new" / f"out.{ending.upper()}"
     assert main(["evaluate", *judged, "--plot", str(path)]) == 0
@@ -243,7 +247,8 @@ def folder(tiny_folder, tmp_path):
 
 def test_the_command_prints_the_findings_and_ends_in_0_or_2(folder, tmp_path, capsys):
     wanted = [tmp_path / "out.json", tmp_path / "out.md"]
-    assert main(["data", "check", str(folder), "--window", "64", "--json", str(wanted[0]), "--markdown", str(wanted[1])]) == 0
+    outputs = ["--json", str(wanted[0]), "--markdown", str(wanted[1])]
+    assert main(["data", "check", str(folder), "--window", "64", *outputs]) == 0
     shown, findings = capsys.readouterr(), check_folder(folder, window=64)
     assert shown.out == f"{findings}\n" and shown.err == ""
     assert json.loads(wanted[0].read_text()) == findings.to_dict() and wanted[1].read_text() == findings.markdown()
@@ -258,8 +263,9 @@ def test_the_command_prints_the_findings_and_ends_in_0_or_2(folder, tmp_path, ca
 def test_the_options_of_the_command_reach_the_check(folder, capsys):
     for path in list((folder / "features").iterdir()):
         path.rename(path.with_name(f"v_{path.name}"))
-    assert main(["data", "check", str(folder), "--prefix", "v_", "--stride", "1", "--snippet", "1", "--train", "training"]) == 0
-    assert main(["data", "check", str(folder), "--prefix", "v_", "--stride", "4", "--train", "dev"]) == 2
+    command = ["data", "check", str(folder), "--prefix", "v_"]
+    assert main([*command, "--stride", "4", "--snippet", "16", "--train", "training"]) == 0
+    assert main([*command, "--stride", "8", "--train", "dev"]) == 2
     shown = capsys.readouterr().out
     assert "set stride 1 instead of 4" in shown and "no video is in subset 'dev'" in shown
 
@@ -551,12 +557,12 @@ def films(tmp_path):
     av = pytest.importorskip("av", reason="the packages of selfdetr[video] are not installed")
     folder = tmp_path / "films"
     folder.mkdir()
-    for number, name in enumerate(("a.mp4", "b.mkv", "c.avi")):
+    for i, name in enumerate(("a.mp4", "b.mkv", "c.avi")):
         with av.open(str(folder / name), "w") as container:
             stream = container.add_stream("mpeg4", rate=25)
             stream.width = stream.height = 48
-            for i in range(40 + 10 * number):
-                picture = np.full((48, 48, 3), 255 * (i == 20), np.uint8)
+            for frame in range(40 + 10 * i):
+                picture = np.full((48, 48, 3), 255 * (frame == 20), np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
     return folder

@@ -32,7 +32,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfdetr.check import check_folder, import_segments
-from selfdetr.data import DataError, TimeGrid, load_dataset, read_annotations
+from selfdetr.data import DataError, TimeGrid, WindowConfig, load_dataset, read_annotations
 from selfdetr.data.annotations import labels_in_one_form
 from selfdetr.data.features import FeatureFiles, check_features, read_features
 from selfdetr.data.files import read_json
@@ -122,8 +122,8 @@ def write_valid(folder):
     (folder / "run" / "spec.json").write_text(replace(RunSpec(), model=SIZE).to_json())
     (folder / "run" / "history.csv").write_text("epoch,loss,seconds\n1,1.0,1.0\n2,0.5,2.0\n")
     save_model(make_model(SIZE), folder / "run")
-    scale, window = np.stack([np.zeros(4), np.ones(4)]).astype(np.float32), InferenceConfig(window=16)
-    write_detector(folder / "run", DetectorConfig(("run", "jump"), TimeGrid(10), False, None, scale, window))
+    known = ("run", "jump"), TimeGrid(10), False, None, (0.0,) * 4, (1.0,) * 4
+    write_detector(folder / "run", DetectorConfig(*known, WindowConfig(length=16), InferenceConfig()))
     (folder / "table.csv").write_text(TABLE)
     values = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     for name in ENTRIES:
@@ -604,13 +604,13 @@ CASES = {  # file -> its reader, a word of the refusal, and keys with wrong valu
         "dim": [10**12, 16, "8", 8.5], "encoder_layers": [10**9, 0], "dropout": [Raw("1e999")], "maps": [["before"]],
         "denoising": [10**12], "norm_groups": [0], "width": [1]}),
     "run/detector.json": (lambda f: read_detector(f / "run"), "detector.json", {
-        "inference": [[]], "inference window": [10**9, "16"], "inference nms": [[]], "inference speed": [1],
-        "grid": [None], "grid fps": [0, True], "grid hop": [1], "scale": [3], "resize": [10**12, True],
-        "scale mean": [[math.inf] * 4, "abcd", [1]], "scale deviation": [[0] * 4], "fps_varies": [1],
+        "inference": [[]], "windows length": [10**9, "16"], "inference nms": [[]], "inference speed": [1],
+        "grid": [None], "grid fps": [0, True], "grid hop": [1], "resize": [10**12, True],
+        "mean": [3, [math.inf] * 4, "abcd", [1]], "deviation": [[0] * 4], "fps_varies": [1],
         "classes": ["ab", [7, "a"], ["a\nb", "a"]]}),
     "run/spec.json": (lambda f: read_run(f / "run"), "spec.json", {
         "seed": ["0", 10**30, None], "dataset": [["a"]], "profile": [3], "model": [None], "model dim": ["64"],
-        "train milestones": [[[1]], 3], "loss l1": [10**400], "inference window": [10**12], "feedback kl": [{}],
+        "train milestones": [[[1]], 3], "loss l1": [10**400], "windows length": [10**12], "feedback kl": [{}],
         "more": [1]}),
     "run/metrics.json": (lambda f: read_run(f / "run"), "", {
         "epochs": ["2", 3], "average": [None], "seconds_train": [{}], "source": [1], "mAP": [3, {}, {"0.5": "x"}],
