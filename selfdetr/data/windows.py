@@ -197,7 +197,7 @@ def test_windows(
     dataset: Dataset,
     length: int = WindowConfig.length,  # steps of a window
     overlap: float = WindowConfig.test_overlap,  # share of a window that the next one repeats
-    keep: float = WindowConfig.keep,  # smallest share of an instance inside a window; for the targets, which only pictures use
+    keep: float = WindowConfig.keep,  # smallest share of an instance inside a window; for pictures
     split: str | None = "test",  # None: all videos
 ) -> Windows:
     "Windows to detect in: every step is in one, the last one padded."
