@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,11 +51,8 @@ def _quietly() -> Iterator[None]:
 
 def _need(*names: str) -> None:
     "DataError that says what to install unless the packages are there."
-    try:
-        for name in names:
-            __import__(name)
-    except ImportError as error:
-        raise DataError(f"ONNX needs packages that are not here ({error}): pip install 'selfdetr[onnx]'") from None
+    if absent := [name for name in names if not find_spec(name)]:
+        raise DataError(f"ONNX needs packages that are not here ({', '.join(absent)}): pip install 'selfdetr[onnx]'")
 
 # %% ../nbs/37_onnx.ipynb #a9fad73c
 def _stable_sort(x: Any, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:

@@ -28,12 +28,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
 from selfdetr import study  # noqa: E402
+from selfdetr.study import cache, compute  # noqa: E402
 from selfdetr.data import load_dataset  # noqa: E402
 from selfdetr.simulate import SimulatorConfig, make_dataset  # noqa: E402
 
 SMALL = {"model.dim": 16, "model.heads": 2, "model.norm_groups": 2, "model.hidden": 16, "model.queries": 6,
          "train.epochs": 4, "train.batch": 3}  # fmt: skip
-FINAL = {*study.FILES, "metrics.json"}
+FINAL = {*cache.FILES, "metrics.json"}
 
 
 class Violation(Exception):
@@ -96,7 +97,7 @@ def witnessed(root, function):
     "The function, noting that it ends, and noting a violation when another process is inside for the same run."
 
     def call(spec, *args):
-        name = study.run_hash(spec, "")
+        name = compute.run_hash(spec, "")
         with open(root / f"{name}.witness", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process dies
@@ -134,9 +135,9 @@ def compute_all(world, specs, runs_root, point=None, seed=0, workers=1):
     "What a user's process does: some runs, with the state kept after every epoch."
     if point is not None:
         KillPoint(point, random.Random(seed))
-    study.train = functools.partial(study.train, save_seconds=0)
-    study.compute = witnessed(world.log, study.compute)
-    study.run_all(specs, world.data, world.where, runs_root, "cpu", workers, progress=False)
+    cache.State = functools.partial(cache.State, save_seconds=0)
+    cache.compute_run = witnessed(world.log, cache.compute_run)
+    study.run_all(specs, world.data, "", runs_root, "cpu", workers, progress=False)
 
 
 # ---- the checks
@@ -148,7 +149,7 @@ def same_runs(ours, theirs):
     require(timeless[0] == timeless[1], f"{ours.folder}: other metrics than the undisturbed run")
     histories = [run.history.drop(columns="seconds") for run in (ours, theirs)]
     require(histories[0].equals(histories[1]), f"{ours.folder}: another history")
-    for name in {*study.FILES} - {"history.csv"}:
+    for name in {*cache.FILES} - {"history.csv"}:
         require(ours.file(name).read_bytes() == theirs.file(name).read_bytes(), f"{ours.folder / name}: other bytes")
 
 
@@ -160,8 +161,7 @@ class World:
         recipe = SimulatorConfig(train_videos=3, test_videos=2, classes=3, channels=8, video_seconds=45, bout_gap=6)
         self.where = (str(make_dataset(folder / "tiny", 5, recipe)), "smoke", str(folder))
         self.data = load_dataset(self.where[0])
-        hashes = study.training_hash(), study.source_hash()  # the code does not change while this runs
-        study.training_hash, study.source_hash = (lambda: hashes[0]), (lambda: hashes[1])
+        compute.training_hash(), compute.source_hash()  # kept, before processes are forked
         self.specs = [study.make_spec("tiny", "smoke", self.data, seed, SMALL) for seed in range(3)]
         self.kills, self.compared, self.log = {}, 0, self.new_folder("log")
         self.reference = self.new_folder("reference")
@@ -172,7 +172,7 @@ class World:
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
 
     def name(self, spec):
-        return study.run_hash(spec, self.data.hash())
+        return compute.run_hash(spec, self.data.hash())
 
     def killed(self, what):
         self.kills[what] = self.kills.get(what, 0) + 1
@@ -184,10 +184,10 @@ class World:
             found = study.read_run(folder)
             for name in found.files:
                 found.file(name)
-            due = found.metrics["source"] != study.source_hash()
+            due = found.metrics["source"] != compute.source_hash()
             names = {path.name for path in folder.iterdir()}
             require(due or names == FINAL, f"{folder} holds {sorted(names ^ FINAL)}")
-            require(due or set(found.files) == set(study.FILES), f"{folder}: only {sorted(found.files)} are summed")
+            require(due or set(found.files) == set(cache.FILES), f"{folder}: only {sorted(found.files)} are summed")
         for log in self.folder.glob("log-*"):
             if (log / "violations").exists():
                 raise Violation((log / "violations").read_text())
@@ -239,8 +239,8 @@ def in_measuring_again(world, kills):
     shutil.copytree(world.reference / name, runs_root / name)
     found = study.read_run(runs_root / name)
     (found.folder / "detections.json").write_text("those of the other code")
-    files = found.files | {"detections.json": study.file_sum(found.folder / "detections.json")}
-    study.seal(found.folder, found.metrics | {"average": 99.0, "source": "older"}, files)
+    files = found.files | {"detections.json": cache.file_sum(found.folder / "detections.json")}
+    cache.seal(found.folder, found.metrics | {"average": 99.0, "source": "older"}, files)
     kill_until_done(world, "in measuring again", runs_root, world.specs[:1], kills, points=19)  # there are 19
     world.compare(runs_root, world.specs[:1])
 
@@ -283,7 +283,7 @@ def workers_of(pid):
 
 def study_of_workers(world, specs, runs_root, report):
     try:
-        study.run_all(specs, world.data, world.where, runs_root, "cpu", 2, progress=False)
+        study.run_all(specs, world.data, "", runs_root, "cpu", 2, progress=False)
         report.write_text("no error")
     except RuntimeError as error:
         report.write_text(str(error))
@@ -296,7 +296,7 @@ def a_worker(world, kills):
     shutil.copytree(world.reference / name, runs_root / name)
     specs = [study.override(spec, {"train.epochs": 100}) for spec in world.specs[:2]]
     pid = fork(study_of_workers, world, [done, *specs], runs_root, report)
-    begun = [study.work_folder(world.name(spec), runs_root) / "epochs" for spec in specs]
+    begun = [cache.work_folder(world.name(spec), runs_root) / "epochs" for spec in specs]
     while not any(path.exists() for path in begun):
         require(ended(pid, 0.01) is None, f"the study ended too early: {report.exists() and report.read_text()}")
     os.kill(world.rng.choice(workers_of(pid)), signal.SIGKILL)
@@ -315,7 +315,7 @@ def a_worker(world, kills):
 def process_of(folder, data, runs_root):
     "What torchrun starts twice: one run, the state kept after every epoch, the process's number left for the killer."
     (Path(folder) / f"process {os.environ['RANK']}").write_text(str(os.getpid()))
-    study.train = functools.partial(study.train, save_seconds=0)
+    cache.State = functools.partial(cache.State, save_seconds=0)
     dataset = load_dataset(data)
     spec = study.make_spec("tiny", "smoke", dataset, 0, SMALL | {"train.epochs": 30})
     study.run(spec, dataset, runs_root=runs_root, device="cpu", progress=False)

@@ -70,10 +70,13 @@ class Parser(argparse.ArgumentParser):
         self.fill = fill
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        fill, self.fill = self.fill, None
-        if fill is not None:
-            fill(self)
-        return super().parse_known_args(args, namespace)
+        if self.fill is None:
+            return super().parse_known_args(args, namespace)
+        self.fill(self)
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # said here, where `prog` names the subcommand
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
 
     def error(self, message: str) -> NoReturn:
         raise DataError(f"{message}; see {self.prog} --help")
