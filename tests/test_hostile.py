@@ -48,6 +48,7 @@ from selfdetr.checkpoint import load_model, save_model
 from selfdetr.designs import make_model
 from selfdetr.model import ModelConfig
 from selfdetr.simulate import make_dataset
+from selfdetr.study.cache import seal
 from selfdetr.study import RunSpec, read_run, read_table, runs, write_claims
 from selfdetr.video import read_entries
 
@@ -119,7 +120,9 @@ def write_valid(folder):
         (folder / name).mkdir(parents=True)
     for name, content in CONTENTS.items():
         (folder / name).write_text(json.dumps(content))
+    seal(folder / "run", CONTENTS["run/metrics.json"], {})
     (folder / "run" / "spec.json").write_text(replace(RunSpec(), model=SIZE).to_json())
+    (folder / "run" / "detections.json").write_text("{}")
     (folder / "run" / "history.csv").write_text("epoch,loss,seconds\n1,1.0,1.0\n2,0.5,2.0\n")
     save_model(make_model(SIZE), folder / "run")
     known = ("run", "jump"), TimeGrid(10), False, None, (0.0,) * 4, (1.0,) * 4
@@ -806,8 +809,8 @@ def test_many_names_in_another_unicode_form_take_little_time(folder):
         (folder / "features" / f"{name}x.npy").touch()
     started = time.process_time()
     assert not any(FeatureFiles(folder / "features").path(name).exists() for name in names[:100])
-    items = {"a": [action(f"\u00fc{i}", 0, 1) for i in range(20_000)]}
-    assert labels_in_one_form(items, [], {}) == items and time.process_time() - started < 5
+    rows = {"a": [(0.0, 1.0, f"\u00fc{i}") for i in range(20_000)]}
+    assert labels_in_one_form(rows, [], {}) == rows and time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("key", ["duration", "subset", "annotations"])
