@@ -6,36 +6,35 @@ Rooms, modules and lines are read from selfdetr/; where a room stands is written
 import ast
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "selfdetr"
-ROOMS = {  # room -> (modules, a module imports only from modules before it; left, top, width, columns of the box)
-    "the method (0x)": ("segments attention transformer model matcher losses feedback diversity", 0.0, 0.0, 3.1, 1),
-    "other designs (1x)": ("deformable relational variants denoising designs", 0.0, 3.05, 3.1, 1),
+ROOMS = {  # room -> (modules, in the order in which they may import; left and top of its box)
+    "method (0x)": ("segments attention transformer model matcher losses feedback diversity", 0.0, 0.0),
+    "designs (1x)": ("deformable relational variants denoising designs", 0.0, 3.35),
     "data (2x)": ("data.files data.config data.timegrid data.annotations data.releases data.features data.dataset "
-                  "data.windows simulate", 3.6, 0.0, 3.1, 1),
-    "training (3x)": ("processes checkpoint resume speed trainer", 3.6, 3.35, 3.1, 1),
-    "detecting (3x)": ("inference fusion onnx detector", 7.2, 0.0, 3.1, 1),
-    "judging (4x)": ("report protocols evaluation diagnosis plots", 7.2, 1.75, 3.1, 1),
-    "the study (6x)": ("study.spec study.compute study.cache study.pool study.statistics study.tables",
-                       7.2, 3.75, 3.1, 1),
-    "checking a folder (4x)": ("check.findings check.annotations check.features check.folder check.tables",
-                               10.8, 0.0, 3.1, 1),
-    "around (5x)": ("video anywhere", 10.8, 2.05, 3.1, 1),
-    "the command (5x)": ("cli.arguments cli.commands", 10.8, 3.3, 3.1, 1),
+                  "data.windows simulate", 4.6, 0.0),
+    "training (3x)": ("processes checkpoint resume speed trainer", 4.6, 3.65),
+    "detecting (3x)": ("inference fusion onnx detector", 9.2, 0.0),
+    "judging (4x)": ("report protocols evaluation diagnosis plots", 9.2, 2.05),
+    "study (6x)": ("study.spec study.compute study.cache study.pool study.statistics study.tables", 9.2, 4.35),
+    "checking (4x)": ("check.findings check.annotations check.features check.folder check.tables", 13.8, 0.0),
+    "extras (5x)": ("video anywhere", 13.8, 2.35),
+    "command (5x)": ("cli.arguments cli.commands", 13.8, 4.35),
 }  # fmt: skip
-FLOWS = [  # what goes from room to room: from, to, what, bend
-    ("data (2x)", "the method (0x)", "windows", 0.0),
-    ("other designs (1x)", "training (3x)", "objective", 0.0),
-    ("the method (0x)", "other designs (1x)", "losses, feedback", 0.0),
-    ("data (2x)", "training (3x)", "windows", 0.0),
-    ("data (2x)", "detecting (3x)", "recordings", 0.0),
-    ("detecting (3x)", "judging (4x)", "detections", 0.0),
-    ("training (3x)", "the study (6x)", "model, history", 0.0),
-    ("judging (4x)", "the study (6x)", "metrics", 0.0),
-    ("the study (6x)", "the command (5x)", "runs, tables", 0.0),
-    ("data (2x)", "checking a folder (4x)", "findings", 0.0),
+FLOWS = [  # what goes from room to room
+    ("method (0x)", "designs (1x)", "losses, feedback"),
+    ("data (2x)", "method (0x)", "windows"),
+    ("data (2x)", "training (3x)", "windows"),
+    ("designs (1x)", "training (3x)", "objective"),
+    ("data (2x)", "detecting (3x)", "recordings"),
+    ("detecting (3x)", "judging (4x)", "detections"),
+    ("training (3x)", "study (6x)", "models"),
+    ("judging (4x)", "study (6x)", "metrics"),
+    ("study (6x)", "command (5x)", "runs"),
 ]
+WIDTH, ROW, HEAD, GAP = 3.4, 0.29, 0.42, 0.04  # of a box, of a line in it, of its title, around it
 
 
 def modules() -> dict[str, int]:
@@ -61,37 +60,45 @@ def imports() -> dict[str, set[str]]:
     return found
 
 
+def arrow(axes: Any, start: tuple[float, float, float], end: tuple[float, float, float], what: str) -> None:
+    "An arrow between two boxes (left, top, height) with what it carries."
+    (x, y, h), (u, v, t) = start, end
+    if x == u:  # one above the other
+        tail, tip = (x + WIDTH / 2, y + h + GAP), (u + WIDTH / 2, v - GAP)
+        place, align = (tail[0] + 0.12, (tail[1] + tip[1]) / 2), "left"
+    else:
+        right, low, high = u > x, max(y, v), min(y + h, v + t)
+        level = (low + high) / 2
+        tail, tip = (x + WIDTH + GAP if right else x - GAP, level), (u - GAP if right else u + WIDTH + GAP, level)
+        place, align = ((tail[0] + tip[0]) / 2, level - 0.14), "center"
+    axes.annotate("", tip, tail, arrowprops={"arrowstyle": "-|>", "color": "#D55E00", "linewidth": 1.6})
+    axes.text(*place, what, fontsize=7, ha=align, va="center", color="#8A3D00")
+
+
 def draw(path: Path) -> None:
     "Write the picture."
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch
 
     lines, boxes = modules(), {}
-    figure, axes = plt.subplots(figsize=(11, 5.4))
-    for room, (names, left, top, width, _) in ROOMS.items():
+    figure, axes = plt.subplots(figsize=(11, 5.6))
+    for room, (names, left, top) in ROOMS.items():
         listed = names.split()
-        height = 0.42 + 0.29 * len(listed)
-        boxes[room] = (left, top, width, height)
-        axes.add_patch(FancyBboxPatch((left, top), width, height, "round,pad=0.04", facecolor="#EEF4F9", edgecolor="#0072B2"))
-        axes.text(left + 0.1, top + 0.2, f"{room}: {sum(lines[name] for name in listed):,} lines", weight="bold", fontsize=8.5, va="center")
+        boxes[room] = left, top, HEAD + ROW * len(listed)
+        look = {"facecolor": "#EEF4F9", "edgecolor": "#0072B2"}
+        axes.add_patch(FancyBboxPatch((left, top), WIDTH, boxes[room][2], f"round,pad={GAP}", **look))
+        count = f"{sum(lines[name] for name in listed):,} lines"
+        axes.text(left + 0.1, top + 0.2, room, weight="bold", fontsize=8, va="center")
+        axes.text(left + WIDTH - 0.1, top + 0.2, count, weight="bold", fontsize=7.5, va="center", ha="right")
         for i, name in enumerate(listed):
-            axes.text(left + 0.1, top + 0.52 + 0.29 * i, name, fontsize=8, va="center", family="monospace")
-            axes.text(left + width - 0.1, top + 0.52 + 0.29 * i, f"{lines[name]}", fontsize=8, va="center", ha="right", color="#555555")
-    for start, end, what, _ in FLOWS:
-        (x, y, w, h), (u, v, s, t) = boxes[start], boxes[end]
-        if abs(x - u) < 1:  # one above the other
-            down = v > y
-            a, b = (x + w / 2, y + h + 0.04 if down else y - 0.04), (u + s / 2, v - 0.04 if down else v + t + 0.04)
-            place, align = (a[0] + 0.08, (a[1] + b[1]) / 2), "left"
-        else:
-            right = u > x
-            low, high = max(y, v), min(y + h, v + t)
-            level = (low + high) / 2 if high > low else (v + 0.3 if v > y else v + t - 0.3)
-            a, b = (x + w + 0.04 if right else x - 0.04, level if high > low else min(max(level, y + 0.2), y + h - 0.2)), (u - 0.04 if right else u + s + 0.04, level)
-            place, align = ((a[0] + b[0]) / 2, min(a[1], b[1]) - 0.12), "center"
-        axes.annotate("", b, a, arrowprops={"arrowstyle": "-|>", "color": "#D55E00", "linewidth": 1.6})
-        axes.text(*place, what, fontsize=7, ha=align, va="center", color="#8A3D00")
-    axes.set(xlim=(-0.2, 14.1), ylim=(max(t + h for _, t, _, h in boxes.values()) + 0.2, -0.25))
+            level = top + HEAD + 0.1 + ROW * i
+            axes.text(left + 0.1, level, name, fontsize=7.5, va="center", family="monospace")
+            number = {"fontsize": 7.5, "va": "center", "ha": "right", "color": "#555555"}
+            axes.text(left + WIDTH - 0.1, level, str(lines[name]), **number)
+    for start, end, what in FLOWS:
+        arrow(axes, boxes[start], boxes[end], what)
+    lowest = max(top + height for _, top, height in boxes.values())
+    axes.set(xlim=(-0.2, 17.5), ylim=(lowest + 0.2, -0.25))
     axes.axis("off")
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
 
@@ -99,4 +106,5 @@ def draw(path: Path) -> None:
 if __name__ == "__main__":
     draw(ROOT / "docs" / "architecture.png")
     arrows = imports()
-    print(f"{sum(map(len, arrows.values()))} arrows between {len(modules())} modules of {sum(modules().values()):,} lines")
+    count, lines = sum(map(len, arrows.values())), modules()
+    print(f"{count} arrows between {len(lines)} modules of {sum(lines.values()):,} lines")
