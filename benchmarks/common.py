@@ -21,8 +21,9 @@ import pandas as pd
 import torch
 from torch.utils.benchmark import Timer
 
-from selfdetr.data import Batch, TimeGrid
+from selfdetr.data import Batch, TimeGrid, test_windows
 from selfdetr.feedback import FeedbackConfig
+from selfdetr.inference import InferenceConfig, detect, detect_dataset
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.matcher import match
 from selfdetr.model import ModelConfig, SelfDETR
@@ -87,14 +88,15 @@ def apart(script: str, *arguments: Any, threads: int = 1, start: tuple[str, ...]
 # ---- what is measured
 
 
-def settings_of(size: str) -> tuple[ModelConfig, TrainConfig]:
-    "Model configuration, batch and window of a size."
+def settings_of(size: str) -> tuple[ModelConfig, TrainConfig, int]:
+    "Model, training and steps of a window."
     if size == "paper":
-        return ModelConfig(), TrainConfig()
+        return ModelConfig(), TrainConfig(), TrainConfig().window
     if size == "tiny":
-        return ModelConfig(channels=8, classes=3, **TINY), TrainConfig(window=16, batch=2)
+        return ModelConfig(channels=8, classes=3, **TINY), TrainConfig(batch=2), 16
     quick = PROFILES["quick"]
-    return ModelConfig(channels=64, classes=5, **quick["model"]), TrainConfig(**quick["train"])
+    model, train = ModelConfig(channels=64, classes=5, **quick["model"]), TrainConfig(**quick["train"])
+    return model, train, quick["train"]["window"]
 
 
 def make_model(config: ModelConfig) -> Any:
@@ -103,17 +105,17 @@ def make_model(config: ModelConfig) -> Any:
     return SelfDETR(config).eval()
 
 
-def make_batch(config: ModelConfig, train: TrainConfig) -> Batch:
+def make_batch(config: ModelConfig, windows: int, window: int) -> Batch:
     "Windows of noise with one to six instances each; what the features hold does not change the time."
     generator = torch.Generator().manual_seed(0)
     targets = []
-    for count in torch.randint(1, 7, (train.batch,), generator=generator).tolist():
+    for count in torch.randint(1, 7, (windows,), generator=generator).tolist():
         width = 0.05 + 0.25 * torch.rand(count, generator=generator)
         centre = width / 2 + (1 - width) * torch.rand(count, generator=generator)
         labels = torch.randint(config.classes, (count,), generator=generator)
         targets.append({"segments": torch.stack((centre, width), -1), "labels": labels})
-    features = torch.randn(train.batch, train.window, config.channels, generator=generator)
-    return Batch(features, torch.zeros(train.batch, train.window, dtype=torch.bool), targets)
+    features = torch.randn(windows, window, config.channels, generator=generator)
+    return Batch(features, torch.zeros(windows, window, dtype=torch.bool), targets)
 
 
 class Setup(NamedTuple):
@@ -127,10 +129,10 @@ class Setup(NamedTuple):
 
 
 def training(
-    config: ModelConfig, train: TrainConfig, device: str = "cpu", how: str = "fast", feedback: bool = True
+    config: ModelConfig, train: TrainConfig, window: int, device: str = "cpu", how: str = "fast", feedback: bool = True
 ) -> Setup:
     "`fast` and `plain` are the package's own step, `eager` is the step of `eager.py`."
-    model, batch = make_model(config), make_batch(config, train)
+    model, batch = make_model(config), make_batch(config, train.batch, window)
     if how == "eager":
         import eager
 
@@ -153,8 +155,8 @@ def training(
 
 
 def training_of(size: str, how: str = "fast", device: str = "cpu", precision: str = "32-true") -> Setup:
-    config, train = settings_of(size)
-    return training(config, replace(train, precision=precision), device, how)
+    config, train, window = settings_of(size)
+    return training(config, replace(train, precision=precision), window, device, how)
 
 
 def watch(setup: Setup, now: Callable[[], Any]) -> dict[str, Any]:
@@ -170,6 +172,16 @@ def watch(setup: Setup, now: Callable[[], Any]) -> dict[str, Any]:
     setup.model.register_forward_hook(lambda model, args, output: seen.update(forward=now(), output=output))
     setup.fabric.backward = backward
     return seen
+
+
+def search(model: Any, features: Any, window: int, **config: Any) -> pd.DataFrame:
+    "Detections in one recording at GRID."
+    return detect(model, features, GRID, config=InferenceConfig(window=window, **config))
+
+
+def search_dataset(model: Any, dataset: Any, window: int, **config: Any) -> pd.DataFrame:
+    "Detections in the test half of a data set."
+    return detect_dataset(model, test_windows(dataset, length=window), InferenceConfig(window=window, **config))
 
 
 def match_again(output: Any, batch: Batch) -> None:
@@ -253,8 +265,8 @@ def machine(device: str, **more: Any) -> str:
 
 
 def heading(size: str) -> str:
-    c, t = settings_of(size)
-    return (f"{size} ({NOTES[size]}): batch {t.batch}, {t.window} steps, {c.channels} channels, D {c.dim}, "
+    c, train, window = settings_of(size)
+    return (f"{size} ({NOTES[size]}): batch {train.batch}, {window} steps, {c.channels} channels, D {c.dim}, "
             f"{c.encoder_layers}+{c.decoder_layers} layers, {c.queries} queries, {c.classes} classes")  # fmt: skip
 
 

@@ -8,11 +8,11 @@ import math
 import statistics
 
 import numpy as np
-from common import (GRID, SIZES, heading, in_turns, machine, make_model, noise, options_of, ratios, settings_of,
-                    times_table, torch)  # fmt: skip
+from common import (GRID, SIZES, heading, in_turns, machine, make_model, noise, options_of, ratios, search,
+                    settings_of, times_table, torch)  # fmt: skip
 
 from selfdetr.data import windows_of
-from selfdetr.inference import InferenceConfig, detect, detect_windows, merge, top_scores
+from selfdetr.inference import InferenceConfig, merge, top_scores
 
 
 @torch.no_grad()
@@ -38,14 +38,14 @@ def look(model, windows, config, maps):
 
 def measure(size, options):
     "What is printed of a size; times in seconds, one a repetition."
-    model_config, train = settings_of(size)
-    model, config = make_model(model_config).to(options.device), InferenceConfig(window=train.window)
+    model_config, _, window = settings_of(size)
+    model, config = make_model(model_config).to(options.device), InferenceConfig()
     features = noise(round(options.hours * 3600 * GRID.fps / GRID.stride), model_config.channels)
-    windows = windows_of(features, config.window, config.overlap, GRID)
+    windows = windows_of(features, window, 0.25, GRID)  # as they overlap in detection
     let_pass(model, windows, config, options.passing)
-    raw = detect_windows(model, windows, config)
+    raw = search(model, features, window, nms="none", most=10**9).assign(video=0)
     times = in_turns(options.repeats, options.device, {
-        "detect": lambda: detect(model, features, GRID, config=config),
+        "detect": lambda: search(model, features, window),
         "merge": lambda: merge(raw, config),
         "without maps": lambda: look(model, windows, config, maps=False),
         "with maps": lambda: look(model, windows, config, maps=True)})  # fmt: skip

@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from common import (GRID, ModelConfig, TrainConfig, apart, forget_peak, make_batch, make_model, options_of, replace,
-                    resident, torch, training, verdict)  # fmt: skip
+from common import (GRID, ModelConfig, TrainConfig, apart, forget_peak, make_batch, make_model, options_of, resident,
+                    search, search_dataset, torch, training, verdict)  # fmt: skip
 from scipy.optimize import nnls
 
 from selfdetr.check import check_folder
-from selfdetr.data import Dataset, Video, load_dataset, test_windows, training_windows
-from selfdetr.inference import InferenceConfig, detect, detect_dataset
+from selfdetr.data import Dataset, Video, load_dataset, training_windows
 from selfdetr.trainer import epoch_batches
 
 LIMIT = 3000  # MB of a training step of the paper's size
@@ -42,8 +41,8 @@ def detection(folder, hours=0.3, **changes):
     "Detect in one mapped recording; every score passes, so that suppression has the most to do."
     model = make_model(ModelConfig(**changes))
     path = sparse(f"{folder}/recording.npy", round(hours * 3600 * GRID.fps / GRID.stride), model.config.channels)
-    detect(model, np.zeros((128, model.config.channels), np.float32), GRID)  # the first call loads what is needed
-    return lambda: detect(model, path, GRID)
+    search(model, np.zeros((128, model.config.channels), np.float32), 128)  # the first call loads what is needed
+    return lambda: search(model, path, 128)
 
 
 def window(folder, steps, maps):
@@ -61,9 +60,9 @@ def window(folder, steps, maps):
 
 def train(folder, steps, batch=4, feedback=True):
     "A training step."
-    config, settings = ModelConfig(), TrainConfig(window=steps, batch=batch)
-    setup = training(config, settings, feedback=feedback)
-    setup.step(make_batch(config, replace(settings, window=64, batch=1))._replace(mask=None))  # the optimiser's state
+    config = ModelConfig()
+    setup = training(config, TrainConfig(batch=batch), steps, feedback=feedback)
+    setup.step(make_batch(config, 1, 64)._replace(mask=None))  # makes the optimiser's state
     return setup.step
 
 
@@ -99,13 +98,12 @@ def check(folder, videos):
     return lambda: check_folder(folder)
 
 
-def search(folder, videos):
-    "Detect in the test half of a data set with a small model; its windows are there."
+def search_all(folder, videos):
+    "Detect in the test half of a data set with a small model."
     dataset = load_dataset(write_videos(folder, videos))
     small = dict(dim=32, heads=4, hidden=64, queries=10, decoder_layers=2, norm_groups=8)
     model = make_model(ModelConfig(channels=64, classes=4, **small))
-    windows = test_windows(dataset, length=256)
-    return lambda: detect_dataset(model, windows, InferenceConfig(window=256, most=20))
+    return lambda: search_dataset(model, dataset, 256, most=20)
 
 
 def cutting(folder, hours):
@@ -148,7 +146,7 @@ SERIES = {
     "cutting": Series("windows of one recording", "hours", (1, 10, 30, 100), cutting, 1, 1, 1000),
     "index": Series("reading and hashing a data set", "videos", VIDEOS, index, 1, 1, 100_000),
     "check": Series("checking a data set", "videos", VIDEOS, check, 1, 1, 100_000),
-    "search": Series("detection in a data set", "videos", VIDEOS, search, 1, 1, 100_000),
+    "search": Series("detection in a data set", "videos", VIDEOS, search_all, 1, 1, 100_000),
 }  # fmt: skip
 SMOKE = {"recording": (0.01,), "window": (64,), "training": (16,), "cutting": (0.1,), "index": (4,), "check": (4,)}
 
