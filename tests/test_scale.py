@@ -4,26 +4,21 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from selfdetr import data, diversity, inference
-from selfdetr.data import Dataset, TimeGrid, Video, load_dataset, standardise, test_windows, training_windows
+from selfdetr import diversity
+from selfdetr.data import Batch, windows_of
 from selfdetr.feedback import FeedbackConfig
-from selfdetr.inference import InferenceConfig, detect_dataset
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.speed import fuse
 from selfdetr.trainer import loss_terms
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-from scale import write_videos  # noqa: E402
-
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = ModelConfig(channels=4, classes=3, dim=16, heads=2, hidden=16, queries=5, decoder_layers=2, norm_groups=4)
 PEAKS = os.access("/proc/self/clear_refs", os.W_OK)
 linux = pytest.mark.skipif(not PEAKS, reason="peaks of a process are read from /proc, where they can be set back")
@@ -56,7 +51,7 @@ def saved_for_backward(criterion, feedback, fast):
     if fast:
         fuse(model)
     target = {"segments": torch.tensor([[0.5, 0.2]]), "labels": torch.tensor([1])}
-    batch = data.Batch(torch.randn(3, 33, 4), None, [target] * 3)
+    batch = Batch(torch.randn(3, 33, 4), None, [target] * 3)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
         criterion.total(loss_terms(model, criterion, feedback, batch))
     return kept
@@ -75,77 +70,6 @@ def test_maps_are_kept_only_where_the_feedback_is_trained(fast):
         assert [kept.count(by_head) for kept in (trained, watched, without)] == [4, 4, 4]
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    "A folder of 400 recordings."
-    return write_videos(tmp_path_factory.mktemp("many"), 400)
-
-
-def test_hundreds_of_mapped_recordings_need_few_open_files(many):
-    script = f"""
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-from selfdetr.data import load_dataset, training_windows
-from selfdetr.trainer import epoch_batches
-dataset = load_dataset({str(many)!r})
-windows = training_windows(dataset, length=64)
-taken = [windows.batch(indices) for indices in epoch_batches(len(windows), 100, 0, 0)]
-print(len(dataset.videos), sum(len(batch.features) for batch in taken) >= len(windows) - 100)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "400 True\n", done.stderr
-
-
-def test_detection_in_many_recordings_holds_some_of_them(many, monkeypatch, peak_bytes):
-    monkeypatch.setattr(inference, "whole_recordings", partial(inference.whole_recordings, rows=2000))
-    torch.manual_seed(0)
-    model = SelfDETR(ModelConfig(**{**vars(TINY), "channels": 64, "queries": 60}))
-    dataset, peaks = load_dataset(many), []
-    for count in (20, 200):
-        windows = test_windows(dataset, length=300)
-        windows.video, windows.start, windows.valid = (x[:count] for x in (windows.video, windows.start, windows.valid))
-        detect = partial(detect_dataset, model, windows, InferenceConfig(window=300, most=1, batch=4))
-        peaks.append(peak_bytes(detect))
-    (few, found), (more, all_found) = peaks
-    assert all_found.video.nunique() == 10 * found.video.nunique() == 200
-    assert more - few < 60_000 * 40 / 4  # the raw detections of the others are 40 bytes each, 180 a window
-
-
-def recording(hours):
-    "A recording of so many hours with an action every seven seconds, and no features."
-    grid, start = TimeGrid(6), np.arange(0, hours * 3600 - 7, 7.0)
-    steps, labels = hours * 3600 * 6, np.zeros(len(start), dtype=np.int64)
-    video = Video("one", "train", hours * 3600.0, grid, steps, 0, np.stack([start, start + 4], axis=1), labels)
-    return Dataset(Path("none"), ("action",), (video,), 4, None)
-
-
-def test_cutting_a_long_recording_grows_with_its_length(monkeypatch):
-    compared = []
-
-    def counting(segments, labels, start, valid, keep, real=data.window_targets):
-        compared.append(len(segments) * len(start))
-        return real(segments, labels, start, valid, keep)
-
-    monkeypatch.setattr(data, "window_targets", counting)
-    work = []
-    for hours in (2, 20):
-        compared.clear()
-        training_windows(recording(hours))
-        work.append(sum(compared))
-    assert 9 * work[0] < work[1] < 11 * work[0]
-
-
-def test_standardising_holds_the_features_once(peak_bytes):
-    values = np.random.default_rng(0).standard_normal((200_001, 4), dtype=np.float32)
-    nothing = np.zeros((0, 2)), np.zeros(0, dtype=np.int64)
-    video = Video("one", "train", 2e5, TimeGrid(1), 200_000, 0, *nothing)
-    expected = values[:-1].mean(axis=0, dtype=np.float64), values[:-1].std(axis=0, dtype=np.float64)
-    dataset = Dataset(Path("none"), ("action",), (video,), 4, values)
-    most, dataset = peak_bytes(lambda: standardise(dataset), times=1)  # in place
-    assert most < 0.5 * values.nbytes
-    assert np.array_equal(dataset.scale, np.stack(expected).astype(np.float32))
-
-
 def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
     taken = []
 
@@ -155,23 +79,7 @@ def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
 
     monkeypatch.setattr(diversity, "window_diversity", watching)
     for length in (128, 256, 512, 4096):
-        windows = data.windows_of(np.zeros((20_000, 4), np.float32), length, 0.0)
+        windows = windows_of(np.zeros((20_000, 4), np.float32), length, 0.0)
         taken.clear()
         diversity.collapse_report(SelfDETR(TINY), windows)
         assert max(taken) == {128: 16, 256: 16, 512: 4, 4096: 1}[length]
-
-
-def test_the_hash_of_a_mapped_recording_holds_a_block_of_it(tmp_path, peak_bytes):
-    folder = tmp_path / "data"
-    (folder / "features").mkdir(parents=True)
-    database = {}
-    for name, subset in (("a", "training"), ("b", "test")):
-        np.save(folder / "features" / f"{name}.npy", np.ones((40_000, 64), np.float16))
-        instances = [{"label": "x", "segment": [1, 2]}]
-        database[name] = {"subset": subset, "duration": 4000, "annotations": instances}
-    (folder / "annotations.json").write_text(json.dumps({"database": database}))
-    said = {"fps": 10, "stride": 1, "snippet": 1}
-    (folder / "dataset.json").write_text(json.dumps(said | {"in_memory": False}))
-    most, digest = peak_bytes(load_dataset(folder).hash)
-    assert most < 0.6 * (folder / "features" / "a.npy").stat().st_size
-    assert digest == load_dataset(folder, in_memory=True).hash()  # the same content
