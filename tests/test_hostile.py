@@ -766,12 +766,13 @@ def unresized(folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no limit of the address space holds")
 def test_a_sparse_file_under_a_limit_of_memory_is_a_data_error(folder):
-    np.lib.format.open_memmap(folder / "features" / "b.npy", "w+", np.float16, (250_000_000, 4))
+    np.lib.format.open_memmap(folder / "features" / "b.npy", "w+", np.float16, (50_000_000, 4))
     unresized(folder)
     script = f"""
 import resource
 from selfdetr.data import DataError, load_dataset
-resource.setrlimit(resource.RLIMIT_AS, (6 << 30, resource.RLIM_INFINITY))
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (700 << 20), resource.RLIM_INFINITY))
 try:
     load_dataset({str(folder)!r})
 except DataError as error:

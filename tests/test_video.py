@@ -30,9 +30,9 @@ else:
 needs_torchvision = pytest.mark.skipif(torchvision is None, reason=WHY)
 
 from selfdetr import video  # noqa: E402
-from selfdetr.data import DataError, TimeGrid, load_dataset, read_annotations
+from selfdetr.data import DataError, TimeGrid, load_dataset, read_annotations  # noqa: E402
 from selfdetr.data.releases import read_settings  # noqa: E402
-from selfdetr.inference import InferenceConfig, detect  # noqa: E402
+from selfdetr.inference import detect  # noqa: E402
 from selfdetr.model import ModelConfig, SelfDETR  # noqa: E402
 from selfdetr.video import Extractor, VideoError, _Header, extract, extract_videos, find_videos, read_frames  # noqa: E402
 
@@ -710,10 +710,9 @@ def test_from_video_to_detections(tmp_path):
     size = dict(dim=16, heads=2, hidden=16, queries=5, norm_groups=4, encoder_layers=1, decoder_layers=1)
     model = SelfDETR(ModelConfig(channels=2, classes=1, **size))
     features, frames = extract(films / "c.avi", make(), grid)
-    found = detect(model, features, grid, dataset.classes, InferenceConfig(window=16))
+    found = detect(model, features, grid, dataset.classes)
     assert len(found) and set(found.label) == {"flash"} and (found.end > found.start).all()
     assert found.start.min() >= 0 and found.end.max() <= frames / 25 + 1e-6
-    same, config = dataset.features("c"), InferenceConfig(window=16)
-    from_folder = detect(model, same, dataset.videos[2].grid, dataset.classes, config)
+    from_folder = detect(model, dataset.features("c"), dataset.videos[2].grid, dataset.classes)
     assert np.allclose(found[["start", "end", "score"]], from_folder[["start", "end", "score"]], atol=1e-5)
     assert json.loads((data / "dataset.json").read_text()) == read_settings(data)
