@@ -179,7 +179,8 @@ def test_a_subset_is_chosen_and_what_counts_as_missed_is_said(judged, capsys):
 
 def test_names_that_do_not_meet_are_said_before_the_table(judged, capsys):
     content = json.loads(Path(judged[1]).read_text())
-    Path(judged[1]).write_text(json.dumps({"results": {f"v_{name}": rows for name, rows in content["results"].items()}}))
+    renamed = {f"v_{name}": rows for name, rows in content["results"].items()}
+    Path(judged[1]).write_text(json.dumps({"results": renamed}))
     assert main(["evaluate", *judged, "--diagnose", "--recall"]) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith("**Nothing in common: no video") and "'v_a', annotated 'a'" in shown.out.split("\n")[0]

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from selfdetr import denoising, speed
 from selfdetr.data import Batch, training_windows
-from selfdetr.denoising import DenoisedOutput, Denoising, DenoisingCriterion, count_groups
+from selfdetr.denoising import DenoisedOutput, Denoising, DenoisingCriterion, _count_groups
 from selfdetr.designs import Objective, make_model, make_objective
 from selfdetr.feedback import feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
@@ -101,7 +101,7 @@ def test_other_denoising_queries_leave_outputs_losses_and_gradients_of_the_rest_
     if fast:
         accelerate(model, torch.device("cpu"))
     features, mask = torch.randn(len(counts), 9, 8, generator=generator(seed)), tail_mask([9, 6, 9][: len(counts)], 9)
-    original, found, g = denoising.noised_queries, [], generator(seed + 1)
+    original, found, g = denoising._noised_queries, [], generator(seed + 1)
 
     def replaced(*arguments):
         noised = original(*arguments)
@@ -110,7 +110,7 @@ def test_other_denoising_queries_leave_outputs_losses_and_gradients_of_the_rest_
 
     with pytest.MonkeyPatch.context() as patch:
         for make in (original, replaced, replaced):
-            patch.setattr(denoising, "noised_queries", make)
+            patch.setattr(denoising, "_noised_queries", make)
             model.zero_grad(set_to_none=True)
             output = forward(model, features, mask, targets)
             plain = SetCriterion(objective_for(model).criterion.config)
@@ -133,7 +133,7 @@ def test_other_denoising_queries_leave_outputs_losses_and_gradients_of_the_rest_
 def test_empty_slots_are_seen_by_nobody_and_cost_nothing(seed, counts):
     model, targets = new_model(seed, dropout=0.0), random_targets(seed, counts)
     features, results = torch.randn(len(counts), 9, 8, generator=generator(seed)), []
-    original = denoising.noised_queries
+    original = denoising._noised_queries
 
     def spoiled(*arguments):
         noised, g = original(*arguments), generator(seed)
@@ -143,7 +143,7 @@ def test_empty_slots_are_seen_by_nobody_and_cost_nothing(seed, counts):
 
     with pytest.MonkeyPatch.context() as patch:
         for make in (original, spoiled):
-            patch.setattr(denoising, "noised_queries", make)
+            patch.setattr(denoising, "_noised_queries", make)
             output = forward(model, features, None, targets)
             parameters = list(model.parameters())
             results.append((output, torch.autograd.grad(loss(model, output, targets), parameters)))
@@ -160,8 +160,8 @@ def test_empty_slots_are_seen_by_nobody_and_cost_nothing(seed, counts):
 @given(st.integers(1, 300), COUNTS)
 def test_slots_are_as_many_as_asked_for_or_one_group(wanted, counts):
     targets, most = random_targets(0, counts), max(counts)
-    groups = count_groups(wanted, targets)
-    noised = denoising.noised_queries(targets, wanted, 3, Denoising(), torch.device("cpu"))
+    groups = _count_groups(wanted, targets)
+    noised = denoising._noised_queries(targets, wanted, 3, Denoising(), torch.device("cpu"))
     slots = 2 * groups * most
     assert noised.anchors.shape == (len(counts), slots, 2) and noised.groups == groups >= 1
     assert slots <= wanted < slots + 2 * most or groups == 1 or not most
@@ -179,7 +179,7 @@ def test_a_slot_is_made_from_its_own_instance(seed, counts):
     for target in targets:
         target["segments"] = target["segments"] * torch.tensor([0.4, 0.2]) + torch.tensor([0.3, 0.0])
     torch.manual_seed(seed)
-    noised = denoising.noised_queries(targets, 40, 3, Denoising(label_noise=0), torch.device("cpu"))
+    noised = denoising._noised_queries(targets, 40, 3, Denoising(label_noise=0), torch.device("cpu"))
     for window, target in enumerate(targets):
         real = ~noised.padding[window]
         own = noised.instance[real]
@@ -224,7 +224,7 @@ def test_padding_changes_no_output_loss_or_gradient_and_is_never_proposed(seed, 
     assert torch.equal(total, other_total) and total.isfinite()
     assert all(torch.equal(a, b) for a, b in zip(gradients, other_gradients))
     for i, n in enumerate(lengths):
-        found, repeated = denoising.best_steps(torch.randn(1, 9, 3, generator=generator(seed)), mask[i : i + 1], 5)
+        found, repeated = denoising._best_steps(torch.randn(1, 9, 3, generator=generator(seed)), mask[i : i + 1], 5)
         assert found.max() < n and len(set(found[0].tolist())) == min(n, 5) == 5 - int(repeated.sum())
 
 

@@ -155,7 +155,7 @@ def test_losses_one_panel_a_term():
     assert len(out[1].lines[0].get_xdata()) == 4  # the step without a value is left out
     two = plots.plot_losses({"baseline": HISTORY, "both": HISTORY}, terms=["total"])
     assert [text.get_text() for text in two[0].get_legend().get_texts()] == ["baseline", "both"]
-    assert two[0].lines[-1].get_color() == plots.METHOD_COLOURS["both"]
+    assert two[0].lines[-1].get_color() == plots._METHOD_COLOURS["both"]
 
 
 @pytest.mark.parametrize("history", [HISTORY.head(0), {}, HISTORY[["step"]]])
@@ -216,7 +216,7 @@ def test_colours_are_fixed_by_name():
     colours = plots.method_colours(["other", "both", "baseline", "another", "both"])
     assert list(colours) == ["other", "both", "baseline", "another"] and len(set(colours.values())) == 4
     assert {name: colours[name] for name in ("both", "baseline")} == {
-        name: plots.METHOD_COLOURS[name] for name in ("both", "baseline")}
+        name: plots._METHOD_COLOURS[name] for name in ("both", "baseline")}
 
 
 def test_a_design_keeps_its_colour_whatever_it_is_called_and_stands_beside():
@@ -238,8 +238,8 @@ def test_feedback_added_to_a_design_is_dashed_and_hollow():
     for ax, first in ((ours, 3), (difference, 0)):  # of each row: seeds, interval, mean
         _, plain_interval, plain_mean, _, interval, mean = ax.lines[first : first + 6]
         assert (plain_interval.get_linestyle(), interval.get_linestyle()) == ("-", "--")
-        assert interval.get_color() == plain_interval.get_color() == plots.METHOD_COLOURS["tadtr"]
-        assert plain_mean.get_markerfacecolor() == plots.METHOD_COLOURS["tadtr"]
+        assert interval.get_color() == plain_interval.get_color() == plots._METHOD_COLOURS["tadtr"]
+        assert plain_mean.get_markerfacecolor() == plots._METHOD_COLOURS["tadtr"]
         assert mean.get_markerfacecolor() == "white"
     for ax in (paper, difference):  # the paper's number stands in the row it belongs to
         [diamonds] = [line for line in ax.lines if line.get_marker() == "D"]

@@ -39,10 +39,10 @@ def drawn_title(name):
 
 
 def test_letters_without_a_font_are_said_and_those_of_a_fallback_are_drawn(monkeypatch):
-    monkeypatch.setattr(report, "FALLBACK_FONTS", ())
+    monkeypatch.setattr(report, "_FALLBACK_FONTS", ())
     title, said = drawn_title("\u8df3\u9ad8")
     assert title.get_text() == "\u25a1\u25a1" and len(said) == 1 and "no font here" in said[0]
-    monkeypatch.setattr(report, "FALLBACK_FONTS", ("STIXNonUnicode", "no such font"))  # comes with matplotlib
+    monkeypatch.setattr(report, "_FALLBACK_FONTS", ("STIXNonUnicode", "no such font"))  # comes with matplotlib
     letter = chr(min(report._drawable(("STIXNonUnicode",)) - report._drawable(("sans-serif",))))
     title, said = drawn_title(letter)
     assert title.get_text() == letter and "STIXNonUnicode" in title.get_fontfamily() and not said

@@ -240,7 +240,7 @@ def test_a_module_imports_only_what_comes_before_it(module):
     assert not {each for each in used if each not in MODULES}, "imported through a package; name the module"
     dynamic = {getattr(node.func, "attr", getattr(node.func, "id", "")) for node in ast.walk(syntax)
                if isinstance(node, ast.Call)} & {"import_module", "__import__"}  # fmt: skip
-    assert not dynamic or module == "selfdetr.video", "imports what no reader of the code sees"  # its packages are extras
+    assert not dynamic, "imports what no reader of the code sees"
 
 
 @pytest.mark.parametrize("module", MODULES)

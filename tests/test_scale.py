@@ -78,7 +78,7 @@ def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
         taken.append(len(indices))
         return {"encoder": torch.zeros(2, 1, len(indices))}
 
-    monkeypatch.setattr(diversity, "window_diversity", watching)
+    monkeypatch.setattr(diversity, "_window_diversity", watching)
     for length in (128, 256, 512, 4096):
         windows = windows_of(np.zeros((20_000, 4), np.float32), length, 0.0)
         taken.clear()

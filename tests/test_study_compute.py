@@ -11,7 +11,7 @@ import pytest
 
 from selfdetr import data, feedback
 from selfdetr.study import compute
-from selfdetr.study.compute import code_hash, code_used, fit, measure
+from selfdetr.study.compute import _code_hash, _code_used, fit, measure
 
 MAIN = """
 from PACKAGE.losses import CHOICES, RATE, loss
@@ -77,7 +77,7 @@ def hash_of(tmp_path, monkeypatch):
         powers = "def square(x):\n    return x**2\n" if losses is APART else ""
         for module, text in {"__init__": "", "main": MAIN, "losses": losses, "powers": powers}.items():
             (tmp_path / name / f"{module}.py").write_text(text.replace("PACKAGE", name))
-        return code_hash(importlib.import_module(f"{name}.main").fit)
+        return _code_hash(importlib.import_module(f"{name}.main").fit)
 
     yield hashed
     compute._definitions.cache_clear(), compute._definition.cache_clear()
@@ -116,7 +116,7 @@ def renewed(cached, module):
 
 
 def hashes():
-    return code_hash.__wrapped__(fit), code_hash.__wrapped__(fit, measure)
+    return _code_hash.__wrapped__(fit), _code_hash.__wrapped__(fit, measure)
 
 
 @pytest.mark.parametrize("module, old, new", [
@@ -165,7 +165,7 @@ def test_measuring_code_changes_the_source_but_not_the_name_of_a_run(edit, modul
 
 
 def test_what_is_hashed_is_the_same_in_every_process():
-    used = code_used(fit, measure)
+    used = _code_used(fit, measure)
     assert not [name for name, text in used if " at 0x" in text]  # the address of an object
     assert not {name for name, text in used if text.startswith("selfdetr")}  # a module: its names are not followed
 

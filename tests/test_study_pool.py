@@ -167,7 +167,7 @@ def test_jobs_of_a_cluster_give_the_table_of_the_workers(tiny_folder, tmp_path):
 )  # fmt: skip
 def test_runs_take_the_gpus_in_turn(monkeypatch, device, cluster, gpus, turns):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert pool.take_turns(device, cluster) == turns
+    assert pool._take_turns(device, cluster) == turns
 
 
 # ---- leftovers

@@ -19,7 +19,7 @@ from small_runs import ROWS, make_table, strict_json
 from selfdetr import study
 from selfdetr.data import DataError
 from selfdetr.study import Run, RunSpec, compute, tables
-from selfdetr.study.tables import markdown
+from selfdetr.study.tables import _markdown
 
 
 @pytest.fixture(autouse=True)
@@ -179,21 +179,21 @@ def test_one_seed_gives_a_table_without_interval_and_verdict(tiny_folder, tmp_pa
 
 def test_a_simulated_table_says_so(tiny_folder):
     table = fake_table([[20.0, 21.0], [30.0, 33.0]], tiny_folder)
-    assert "simulated" not in markdown(table)
+    assert "simulated" not in _markdown(table)
     table.content["dataset"] = "simulated"
-    assert "**simulated**" in markdown(table)
+    assert "**simulated**" in _markdown(table)
 
 
 def test_a_table_says_what_the_papers_numbers_come_from(tiny_folder):
     rows = [{"name": name, "overrides": {}, "paper": None} for name in ("baseline", "both")]
     rows[1]["paper"] = {"average": 56.7}
     table = fake_table([[20.0, 21.0], [30.0, 33.0]], tiny_folder, rows=rows)
-    assert "95 % interval. `paper avg`: THUMOS14, I3D features; not comparable" in markdown(table)
+    assert "95 % interval. `paper avg`: THUMOS14, I3D features; not comparable" in _markdown(table)
     table = fake_table([[20.0, 21.0], [30.0, 33.0]], tiny_folder, rows=rows, published="TSN features")
     table.content["dataset"] = "thumos14"
-    assert "95 % interval. `paper avg`: TSN features.\n\n|" in markdown(table)
+    assert "95 % interval. `paper avg`: TSN features.\n\n|" in _markdown(table)
     table.content["rows"][1]["paper"] = None
-    assert "95 % interval.\n\n|" in markdown(table)
+    assert "95 % interval.\n\n|" in _markdown(table)
 
 
 def test_a_crash_while_saving_leaves_the_old_table_whole(tiny_folder, tmp_path, monkeypatch):

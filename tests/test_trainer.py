@@ -13,7 +13,7 @@ from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.relational import DesignLoss
-from selfdetr.trainer import HISTORY_COLUMNS, TrainConfig, epoch_batches, learning_rate, process_seed, train
+from selfdetr.trainer import HISTORY_COLUMNS, TrainConfig, epoch_batches, learning_rate, _process_seed, train
 
 SIZES = dict(channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_groups=2, decoder_layers=2)
 CONFIG = TrainConfig(epochs=3, batch=4, lr=1e-3, milestones=(2,))
@@ -188,7 +188,7 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 
 
 def test_every_process_and_epoch_draws_other_numbers():
-    assert len({process_seed(s, e, r) for s in (0, 1) for e in range(9) for r in range(9)}) == 2 * 9 * 9
+    assert len({_process_seed(s, e, r) for s in (0, 1) for e in range(9) for r in range(9)}) == 2 * 9 * 9
 
 
 @pytest.mark.parametrize("name", ["tadtr", "react"])

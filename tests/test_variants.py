@@ -207,8 +207,8 @@ def test_a_design_trains_and_shows_its_maps(name):
 def test_sampling_learns_at_a_tenth_of_the_learning_rate(monkeypatch, vector):
     "The same gradients once with all layers at full speed and once as it is."
     moved = []
-    for slow in ({}, trainer.SLOW):
-        monkeypatch.setattr(trainer, "SLOW", slow)
+    for slow in ({}, trainer._SLOW):
+        monkeypatch.setattr(trainer, "_SLOW", slow)
         model = new_model("tadtr")
         starts = {
             n: p for n, p in model.named_parameters() if n.endswith(("sampling_offsets.weight", "weights.weight"))

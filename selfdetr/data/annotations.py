@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Instance', 'QUIRKS', 'Report', 'SPELLINGS', 'Entry', 'parse_entry', 'read_entries', 'parse_instance',
            'read_instances', 'report_line', 'note', 'clean_instances', 'labels_in_one_form', 'label_index',
-           'usual_subsets', 'subset_key', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations',
-           'read_annotations']
+           'subset_key', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'read_annotations']
 
 # %% ../../nbs/23_annotations.ipynb #6cff4a98
 import math
@@ -279,7 +278,7 @@ SPELLINGS = {"train": "train", "training": "train", "val": "validation", "valid"
              "validation": "validation", "test": "test", "testing": "test"}
 
 
-def usual_subsets(
+def _usual_subsets(
     annotated: Mapping[str, int],  # subset name in lower case -> how many annotations it has
 ) -> dict[str, str | None]:  # "train" and "test" -> subset name, None where the names do not decide
     "The subsets to train and to test on, by the customs of THUMOS14 and ActivityNet."
@@ -344,7 +343,7 @@ def choose_subsets(
     for entry in (entry for entry in entries if entry.subset is not None):
         annotated[subset_key(str(entry.subset))] += len(entry.annotations)
         videos[subset_key(str(entry.subset))] += 1
-    usual, given = usual_subsets(annotated), {"train": train, "test": test}
+    usual, given = _usual_subsets(annotated), {"train": train, "test": test}
     chosen = {split: usual[split] if names is None else names for split, names in given.items()}
     named = {split: [subset_key(name) for name in as_names(names or ())] for split, names in chosen.items()}
     wrong = list(islice(_subset_errors(annotated, videos, named, where), 1 if problem is strict else 20))
