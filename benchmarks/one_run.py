@@ -2,54 +2,40 @@
 in several processes that torchrun starts, each with its part of the batch.
 """
 
-import argparse
 import json
 import os
 import statistics
-import time
 
 import pandas as pd
-from common import apart, heading, machine, options_of, training_of, waiter
-
-WARM_UP = 5  # steps
+from common import apart, heading, machine, options_of, step_times, training_of
 
 
 def measure(options):
     "Seconds of every step in this process, one of those that torchrun started or the only one."
-    setup = training_of(options.size, device=options.device)
-    wait, times = waiter(setup.device), []
-    for step in range(WARM_UP + options.steps):
-        before = time.perf_counter()
-        setup.step()
-        wait()
-        times += [time.perf_counter() - before] if step >= WARM_UP else []
-    return times
+    setup = training_of(options)
+    step_times(setup)
+    return step_times(setup, options.steps)[0]
 
 
 def main(argv=None):
-    hidden = dict(action="store_true", help=argparse.SUPPRESS)
     options = options_of(__doc__, argv, processes=dict(type=int, default=2, help="and threads in their stead"),
-                         size="paper", device="cpu", threads=None, steps=20, json=None, measure=hidden)  # fmt: skip
-    if options.measure:
+                         size="paper", device="cpu", threads=1, steps=20, json=None)  # fmt: skip
+    if options.json:
         times = measure(options)
         return print(json.dumps(times)) if os.environ.get("RANK", "0") == "0" else None
-    n = options.processes
+    n, found = options.processes, {}
     ways = {"one process": (1, 1)}  # name -> processes, threads of each
     if not options.smoke:
         ways |= {f"one process, {n} threads": (1, n)} if options.device == "cpu" else {}
         ways |= {f"{n} processes": (n, 1)}
-    found = {}
     for name, (processes, threads) in ways.items():
         start = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}") * (processes > 1)
         arguments = [f"--{key}={vars(options)[key]}" for key in ("size", "device", "steps")]
         found[name] = measure(options) if options.smoke else apart(
-            __file__, "--measure", f"--threads={threads}", *arguments, threads=threads, start=start)  # fmt: skip
-    if options.json:
-        return print(json.dumps(found))
+            __file__, "--json", f"--threads={threads}", *arguments, threads=threads, start=start)  # fmt: skip
     print(f"{machine(options.device, processors=os.cpu_count(), steps=options.steps)}\n{heading(options.size)}\n")
     table = pd.DataFrame({"step, median ms": {name: 1e3 * statistics.median(times) for name, times in found.items()}})
-    table["of one process"] = table["step, median ms"] / table["step, median ms"].iloc[0]
-    table["faster"] = 1 / table["of one process"]
+    table["faster"] = table["step, median ms"].iloc[0] / table["step, median ms"]
     print(table.rename_axis("one run in").to_string(float_format="{:.2f}".format))
 
 
