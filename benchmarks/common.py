@@ -165,21 +165,6 @@ def training_of(options: Any, how: str = "fast") -> Setup:
     return training(size._replace(train=train), options.device, how)
 
 
-def watch(setup: Setup, now: Callable[[], Any]) -> dict[str, Any]:
-    "Note when the forward and the backward pass of a step begin and end, and what the model returned."
-    seen: dict[str, Any] = {}
-
-    def backward(*args: Any, run: Callable[..., Any] = setup.fabric.backward, **kwargs: Any) -> None:
-        seen["losses"] = now()
-        run(*args, **kwargs)
-        seen["backward"] = now()
-
-    setup.model.register_forward_pre_hook(lambda *_: seen.update(begin=now()))
-    setup.model.register_forward_hook(lambda model, args, output: seen.update(forward=now(), output=output))
-    setup.fabric.backward = backward
-    return seen
-
-
 # ---- how it is measured
 
 

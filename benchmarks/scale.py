@@ -17,15 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from common import (GRID, ModelConfig, TrainConfig, apart, forget_peak, make_batch, make_model, options_of, replace,
-                    resident, torch, training, verdict)  # fmt: skip
+from common import (GRID, Size, apart, forget_peak, make_batch, make_model, options_of, resident, torch, training,
+                    verdict)  # fmt: skip
 from scipy.optimize import nnls
 
-from selfdetr.check import check_folder
-from selfdetr.data import Dataset, load_dataset, test_windows, training_windows
-from selfdetr.data.dataset import Video
+from selfdetr.check.folder import check_folder
+from selfdetr.data.dataset import Dataset, Video, load_dataset
+from selfdetr.data.windows import WindowConfig, training_windows
 from selfdetr.inference import InferenceConfig, detect, detect_dataset
-from selfdetr.trainer import epoch_batches
+from selfdetr.model import ModelConfig
+from selfdetr.trainer import TrainConfig, epoch_batches
 
 LIMIT = 3000  # MB of a training step of the paper's size
 
@@ -51,20 +52,16 @@ def window(folder, steps, maps):
     "The model on one window, with its maps and without."
     model = make_model(ModelConfig())
     features = torch.randn(1, steps, model.config.channels)
-
-    @torch.no_grad()
-    def look(features):
-        return model(features, maps=maps)
-
+    look = torch.no_grad()(lambda features=features: model(features, maps=maps))
     look(features[:, :64])
-    return lambda: look(features)
+    return look
 
 
 def train(folder, steps, batch=4, feedback=True):
     "A training step."
-    config, settings = ModelConfig(), TrainConfig(window=steps, batch=batch)
-    setup = training(config, settings, feedback=feedback)
-    setup.step(make_batch(config, replace(settings, window=64, batch=1))._replace(mask=None))  # the optimiser's state
+    config = ModelConfig()
+    setup = training(Size(config, TrainConfig(batch=batch), steps), feedback=feedback)
+    setup.step(make_batch(config, 1, 64)._replace(mask=None))  # makes the optimiser's state
     return setup.step
 
 
@@ -101,12 +98,11 @@ def check(folder, videos):
 
 
 def search(folder, videos):
-    "Detect in the test half of a data set with a small model; its windows are there."
+    "Detect in the test half of a data set with a small model."
     dataset = load_dataset(write_videos(folder, videos))
     small = dict(dim=32, heads=4, hidden=64, queries=10, decoder_layers=2, norm_groups=8)
     model = make_model(ModelConfig(channels=64, classes=4, **small))
-    windows = test_windows(dataset, length=256)
-    return lambda: detect_dataset(model, windows, InferenceConfig(window=256, most=20))
+    return lambda: detect_dataset(model, dataset, InferenceConfig(most=20), WindowConfig(256))
 
 
 def cutting(folder, hours):
@@ -172,22 +168,18 @@ def measure(name, size, folder):
     memory = resident() - before
     while len(seconds) < 3 and sum(seconds) < 10:
         seconds.append(time_of(work))
-    return {"seconds": min(seconds), "megabytes": memory}
+    return {"seconds": round(min(seconds), 3), "megabytes": round(memory, 3)}
 
 
 def measure_all(names, smoke):
     "A row for every size of these series."
     rows = []
-    for name in names:
-        series = SERIES[name]
+    for name, series in ((name, SERIES[name]) for name in names):
         for size in SMOKE.get(name, ()) if smoke else series.sizes:
             with tempfile.TemporaryDirectory() as folder:
-                options = ("--one", name, "--amount", size, "--folder", folder)
-                found = measure(name, size, folder) if smoke else apart(__file__, *options)
-            row = dict(series=name, size=size, unit=series.unit, kind="measured")
-            rows.append(row | {k: round(found[k], 3) for k in ("seconds", "megabytes")})
-            what = f"{series.title:<36}{size:>8g} {series.unit:<9}"
-            print(f"{what}{found['seconds']:9.2f} s{found['megabytes']:9.0f} MB", flush=True)
+                found = measure(name, size, folder) if smoke else apart(__file__, "--one", name, size, folder)
+            rows.append(dict(series=name, size=size, unit=series.unit, kind="measured") | found)
+            print("{:<36}{:>8g} {:<9}{seconds:9.2f} s{megabytes:9.0f} MB".format(*series[:1], size, series.unit, **found))
     return pd.DataFrame(rows)
 
 
@@ -200,45 +192,36 @@ def terms(sizes, power):
     return np.stack([sizes ** (power - 1), sizes**power], axis=-1)
 
 
-def law(sizes, values, power):
+def law(rows, what, power):
     "The factors of the two terms, not negative, by least squares of the relative errors."
-    values = np.maximum(np.asarray(values, float), 1e-3)
-    return nnls(terms(sizes, power) / values[:, None], np.ones_like(values))[0]
+    values = np.maximum(rows[what].to_numpy(float), 1e-3)
+    return nnls(terms(rows["size"], power) / values[:, None], np.ones_like(values))[0]
 
 
 def follow(rows, what, power, size):
     "The value at a size, by the law of these rows."
-    return float(terms(size, power) @ law(rows["size"], rows[what], power))
-
-
-def powers(series):
-    return {"seconds": series.seconds, "megabytes": series.memory}
+    return float(terms(size, power) @ law(rows, what, power))
 
 
 def fit(measured):
-    "A row a series: the law of the largest three sizes; and the largest as those before it would have foretold it."
-    rows = {}
-    for name, one in measured.groupby("series", sort=False):
-        for what, power in powers(SERIES[name]).items() if len(one) > 2 else ():
-            last = one.iloc[-1]
-            first, second = law(one["size"].tail(3), one[what].tail(3), power)
-            foretold = follow(one.iloc[-4:-1], what, power, last["size"]) / last[what]
-            text = f"{first:.3g} + {second:.3g} n" if power == 1 else f"{first:.3g} n + {second:.3g} n^2"
-            rows.setdefault(name, {"n": SERIES[name].unit}).update({what: text, f"{what}, foretold": f"{foretold:.2f}"})
-    return pd.DataFrame(rows).T
+    """The laws of the largest three sizes, a row a series; and rows of what they say beyond the largest.
 
-
-def extrapolate(measured):
-    "A row for every series that has a size beyond the measured, by the law of its largest three."
-    rows = []
+    With each law stands the largest size as those before it foretell it, over what was measured.
+    """
+    laws, beyond = {}, []
     for name, one in measured.groupby("series", sort=False):
         series = SERIES[name]
-        if series.beyond is None or len(one) < 3:
+        if len(one) < 3:
             continue
-        row = dict(series=name, size=series.beyond, unit=series.unit, kind="extrapolated")
-        values = {w: follow(one.tail(3), w, power, series.beyond) for w, power in powers(series).items()}
-        rows.append(row | {what: float(f"{value:.3g}") for what, value in values.items()})
-    return pd.DataFrame(rows)
+        laws[name], last = {"n": series.unit}, one.iloc[-1]
+        far = dict(series=name, size=series.beyond, unit=series.unit, kind="extrapolated")
+        for what, power in {"seconds": series.seconds, "megabytes": series.memory}.items():
+            first, second = law(one.tail(3), what, power)
+            laws[name][what] = f"{first:.3g} + {second:.3g} n" if power == 1 else f"{first:.3g} n + {second:.3g} n^2"
+            laws[name][f"{what}, foretold"] = f"{follow(one.iloc[-4:-1], what, power, last['size']) / last[what]:.2f}"
+            far[what] = float(f"{follow(one.tail(3), what, power, series.beyond or 0):.3g}")
+        beyond += [far] if series.beyond else []
+    return pd.DataFrame(laws).T, pd.DataFrame(beyond)
 
 
 PANELS = {
@@ -274,15 +257,13 @@ def plot(table, path):
 
 
 def main(argv=None):
-    hidden = dict(help=argparse.SUPPRESS)
-    options = options_of(__doc__, argv, csv=dict(help="write all rows there"),
-                         plot=dict(help="write the picture there"),
+    options = options_of(__doc__, argv, csv=None, plot=None,
                          again=dict(help="read the measured rows from this CSV; measure only those of --only"),
                          only=dict(nargs="+", choices=tuple(SERIES), default=[], help="measure these series"),
-                         one=hidden, amount=hidden | dict(type=float), folder=hidden)  # fmt: skip
+                         one=dict(nargs=3, help=argparse.SUPPRESS))  # fmt: skip
     if options.one:
-        size = int(options.amount) if options.amount.is_integer() else options.amount
-        return print(json.dumps(measure(options.one, size, options.folder)))
+        name, size, folder = options.one
+        return print(json.dumps(measure(name, float(size) if "." in size else int(size), folder)))
     measured = measure_all(options.only if options.again else options.only or SERIES, options.smoke)
     if options.again:
         kept = pd.read_csv(options.again).query("kind == 'measured' and series not in @options.only")
@@ -291,11 +272,10 @@ def main(argv=None):
     for step in measured[measured.series == "paper"].megabytes:
         print(f"\ntraining step of the paper's size: {step:.0f} MB beyond model and features; "
               f"aim: under {LIMIT}: {verdict(step, LIMIT)}")  # fmt: skip
-    beyond = extrapolate(measured)
-    if len(beyond):
+    laws, beyond = fit(measured)
+    if len(laws):
         print("\nfitted to the largest three sizes; foretold: what those before it say of the largest, over what it is")
-        print(fit(measured).to_string())
-        print("\nEXTRAPOLATED, not measured\n" + beyond.to_string(index=False))
+        print(f"{laws.to_string()}\n\nEXTRAPOLATED, not measured\n{beyond.to_string(index=False)}")
     table = pd.concat([measured, beyond], ignore_index=True)
     if options.csv:
         table.to_csv(options.csv, index=False)

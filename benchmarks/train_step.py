@@ -6,44 +6,45 @@ import json
 import statistics
 import time
 
+import numpy as np
 from common import (HOWS, SIZES, apart, heading, machine, options_of, ratios, resident, step_times, times_table, torch,
-                    training_of, verdict, waiter, watch)  # fmt: skip
+                    training_of, verdict, waiter)  # fmt: skip
 
 from selfdetr.matcher import match
 
+PARTS = ("forward", "matching", "losses", "backward", "update", "whole step")
 LIMIT_SHARE = 25.0  # per cent of a step for matching and losses together
 LIMIT_MS = {"quick": 50.0}  # a step on one core
 
 
 def measure_parts(setup, steps):
     "Seconds of every part in every step; a wait between the parts keeps a GPU's work in the part it belongs to."
-    wait = waiter(setup.device)
+    seen, times, wait, run = {}, [], waiter(setup.device), setup.fabric.backward
 
-    def now():
+    def note(name, **more):
         wait()
-        return time.perf_counter()
+        seen.update({name: time.perf_counter()}, **more)
 
-    seen = watch(setup, now)
+    def backward(*args):
+        note("losses")
+        run(*args)
+        note("backward")
 
-    def step():
+    setup.fabric.backward = backward
+    setup.model.register_forward_pre_hook(lambda *_: note("begin"))
+    setup.model.register_forward_hook(lambda model, args, output: note("forward", output=output))
+    for _ in range(1 + steps):
         seen.clear()  # the last step's output would take memory
-        start = now()
+        note("start")
         setup.step()
-        end = now()
+        note("end")
         # The losses match too; matching the same output again tells how much of their time that was.
-        match(seen["output"], setup.batch.targets)
-        matching = now() - end
-        return {
-            "forward": seen["forward"] - seen["begin"],
-            "matching": matching,
-            "losses": max(seen["losses"] - seen["forward"] - matching, 0.0),
-            "backward": seen["backward"] - seen["losses"],
-            "update": seen["begin"] - start + end - seen["backward"],
-            "whole step": end - start,
-        }
-
-    times = [step() for _ in range(1 + steps)][1:]
-    return {name: [t[name] for t in times] for name in times[0]}
+        match(seen.pop("output"), setup.batch.targets)
+        note("again")
+        names = ["start", "begin", "forward", "losses", "backward", "end", "again"]
+        before, forward, losses, back, after, matching = np.diff([seen[name] for name in names])
+        times.append((forward, matching, max(losses - matching, 0.0), back, before + after, seen["end"] - seen["start"]))
+    return dict(zip(PARTS, map(list, zip(*times[1:]))))
 
 
 def measure(options):
