@@ -116,33 +116,26 @@ def report(table):
         cells = rows.ms.map("{:.2f}".format) + rows.megabytes.map(" ({:.0f})".format)
         shown = rows.assign(cells=cells).pivot(index="kind", columns="length", values="cells").reindex(LAYERS[place])
         print(f"\n{place}, {MODES[mode]}: ms (MB) by length\n{shown.fillna('-').to_string()}")
-        ms = rows.pivot(index="length", columns="kind", values="ms")[["deformable", "standard"]].dropna()
-        ratio = ms.deformable / ms.standard
-        slower = ratio.index[ratio >= 1]
-        faster = ratio.index[ratio.index > (slower.max() if len(slower) else 0)]
-        known = 128 if 128 in ratio.index else ratio.index[-1]
-        aim = f" (aim {AIM}: {verdict(ratio[known], AIM)})" if place == "cross" else ""
-        start = f"faster from {faster[0]:,} on" if len(faster) else "never faster"
-        print(f"deformable / standard at {known}: {ratio[known]:.2f}{aim}; ", end="")
-        print(f"at {ratio.index[-1]:,}: {ratio.iloc[-1]:.3f}; {start}")
+        ms = rows.pivot(index="length", columns="kind", values="ms")
+        ratio = (ms.deformable / ms.standard).dropna()
+        print("deformable / standard:", ", ".join(f"{value:.3f} at {length:,}" for length, value in ratio.items()))
+        if place == "cross" and 128 in ratio:
+            print(f"aim at 128: at most {AIM}: {verdict(ratio[128], AIM)}")
 
 
 def draw(table, path):
     figure, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, layout="constrained")
     for column, place in zip(axes.T, LAYERS):
         for (mode, kind), rows in table[table.place == place].groupby(["mode", "kind"], sort=False):
+            style, label = ("-", kind) if mode == "detect" else ("--", None)
             for ax, what in zip(column, ("ms", "megabytes")):
                 values = rows[what].where(rows[what] > 0)  # 0 has no logarithm
-                style, label = ("-", kind) if mode == "detect" else ("--", None)
                 ax.loglog(rows.length, values, style, marker="o", markersize=3, color=COLOURS[kind], label=label)
         column[0].set_title("encoder self-attention" if place == "encoder" else f"cross-attention, {QUERIES} queries")
         column[0].legend(frameon=False, fontsize="small")
-        column[1].set_xlabel("length of the window (steps)")
+        column[1].set_xlabel("length of the window (steps); dashed: training, with maps")
     axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("MB at the peak")
-    for style, mode in zip(("k-", "k--"), MODES):
-        axes[1, 1].plot([], [], style, label=MODES[mode])
-    axes[1, 1].legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=100)
 
 

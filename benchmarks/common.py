@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import eager
 import pandas as pd
 import torch
 
@@ -31,25 +31,14 @@ from selfdetr.processes import make_fabric
 from selfdetr.study.spec import PROFILES
 from selfdetr.trainer import TrainConfig, prepare, train_step
 
-NOTES = {"paper": "the paper's size", "quick": "the quick profile", "tiny": "for --smoke, says nothing"}
-SIZES = ("paper", "quick")
-HOWS = {
-    "fast": "as the package trains",
-    "plain": "without its acceleration",
-    "eager": "a common eager implementation, benchmarks/eager.py",
-}
 GRID = TimeGrid(fps=24, stride=4, snippet=16)  # six steps a second
 WARM_UP = 3  # steps, which pay for memory, for the optimiser's state and, on a GPU, for compiling
-
-
-# ---- options
 
 
 def options_of(doc: str, argv: list[str] | None, **more: Any) -> argparse.Namespace:
     "The options of a script: --smoke and those named here, each a default or a dictionary for `add_argument`."
     usual = {
-        "size": dict(choices=SIZES, help="one size only"),
-        "how": dict(choices=tuple(HOWS), help="one way to train only"),
+        "size": dict(choices=("paper", "quick"), help="one size only"),
         "device": dict(choices=("cpu", "cuda"), help="default: %(default)s"),
         "threads": dict(type=int, help="CPU threads, default: %(default)s"),
         "steps": dict(type=int, help="timed steps, default: %(default)s"),
@@ -76,13 +65,11 @@ def options_of(doc: str, argv: list[str] | None, **more: Any) -> argparse.Namesp
 def apart(script: str, *arguments: Any, threads: int = 1, start: tuple[str, ...] = ()) -> Any:
     "The JSON in the last line that a script prints, run in a process of its own."
     command = [sys.executable, *start, str(Path(script).resolve()), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True)
     if done.returncode:
         raise SystemExit(f"a measurement ended with status {done.returncode}, see above")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-# ---- what is measured
 
 
 class Size(NamedTuple):
@@ -90,18 +77,16 @@ class Size(NamedTuple):
 
     model: ModelConfig
     train: TrainConfig
-    steps: int  # of a window
+    steps: int = WindowConfig.length  # of a window
 
 
-def size_of(name: str) -> Size:
-    if name == "paper":
-        return Size(ModelConfig(), TrainConfig(), WindowConfig().length)
-    if name == "tiny":
-        tiny = dict(dim=16, heads=2, hidden=16, queries=4, encoder_layers=1, decoder_layers=2, norm_groups=4)
-        return Size(ModelConfig(channels=8, classes=3, **tiny), TrainConfig(batch=2), 16)
-    quick = PROFILES["quick"]
-    model = ModelConfig(channels=64, classes=5, **quick["model"])
-    return Size(model, TrainConfig(**quick["train"]), quick["windows"]["length"])
+QUICK = PROFILES["quick"]
+TINY = dict(dim=16, heads=2, hidden=16, queries=4, encoder_layers=1, decoder_layers=2, norm_groups=4)
+SIZES = {
+    "paper": Size(ModelConfig(), TrainConfig()),
+    "quick": Size(ModelConfig(channels=64, classes=5, **QUICK["model"]), TrainConfig(**QUICK["train"]), QUICK["windows"]["length"]),
+    "tiny": Size(ModelConfig(channels=8, classes=3, **TINY), TrainConfig(batch=2), 16),
+}
 
 
 def make_model(config: ModelConfig) -> Any:
@@ -138,9 +123,6 @@ def training(size: Size, device: str = "cpu", how: str = "fast", feedback: bool 
     config, train, steps = size
     model, batch = make_model(config), make_batch(config, train.batch, steps)
     if how == "eager":
-        import eager
-
-        torch.manual_seed(0)
         there = make_fabric(device, train.precision).device
         model, optimizer = eager.make(config, train, there)
         batch = batch._replace(features=batch.features.to(there), mask=batch.mask.to(there))
@@ -160,12 +142,9 @@ def training(size: Size, device: str = "cpu", how: str = "fast", feedback: bool 
 
 def training_of(options: Any, how: str = "fast") -> Setup:
     "As the options of a script say."
-    size = size_of(options.size)
-    train = replace(size.train, precision=getattr(options, "precision", "32-true"))
+    size = SIZES[options.size]
+    train = replace(size.train, precision=getattr(options, "precision", size.train.precision))
     return training(size._replace(train=train), options.device, how)
-
-
-# ---- how it is measured
 
 
 def waiter(device: Any) -> Callable[[], Any]:
@@ -221,9 +200,6 @@ def traced_peak(call: Callable[[], Any]) -> float:
     return most / 1e6
 
 
-# ---- what is printed
-
-
 def verdict(value: float, aim: float) -> str:
     return "met" if value <= aim else "MISSED"
 
@@ -234,8 +210,8 @@ def machine(device: str, **more: Any) -> str:
 
 
 def heading(name: str) -> str:
-    c, t, steps = size_of(name)
-    return (f"{name} ({NOTES[name]}): batch {t.batch}, {steps} steps, {c.channels} channels, D {c.dim}, "
+    c, t, steps = SIZES[name]
+    return (f"{name}: batch {t.batch}, {steps} steps, {c.channels} channels, D {c.dim}, "
             f"{c.encoder_layers}+{c.decoder_layers} layers, {c.queries} queries, {c.classes} classes")  # fmt: skip
 
 
@@ -255,7 +231,3 @@ def ratios(times: dict[str, Any], to: str) -> str:
     "How many times longer the others take than one of them."
     middle = {name: statistics.median(values) for name, values in times.items()}
     return "; ".join(f"{name} / {to}: {middle[name] / middle[to]:.2f}" for name in middle if name != to)
-
-
-def noise(steps: int, channels: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((steps, channels), dtype=np.float32)

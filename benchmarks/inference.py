@@ -8,11 +8,10 @@ import statistics
 from dataclasses import replace
 
 import numpy as np
-from common import (GRID, SIZES, heading, in_turns, machine, make_model, noise, options_of, ratios, size_of, times_table,
-                    torch)  # fmt: skip
+from common import GRID, SIZES, heading, in_turns, machine, make_model, options_of, ratios, times_table, torch
 
 from selfdetr.data.windows import WindowConfig, windows_of
-from selfdetr.inference import FeatureSource, InferenceConfig, detect, detect_recordings, merge, top_scores
+from selfdetr.inference import InferenceConfig, detect, merge, top_scores
 
 CONFIG = InferenceConfig()
 PASSING = 0.25  # share of the scores kept of a window that reach `min_score`
@@ -39,22 +38,20 @@ def let_pass(model, windows):
 
 def show(name, options):
     "Measure one size and print what was found."
-    size = size_of(name)
-    model, cut = make_model(size.model).to(options.device), WindowConfig(size.steps)
-    features = noise(round(options.hours * 3600 * GRID.fps / GRID.stride), size.model.channels)
+    c, _, steps = SIZES[name]
+    model, cut = make_model(c).to(options.device), WindowConfig(steps)
+    features = torch.randn(round(options.hours * 3600 * GRID.fps / GRID.stride), c.channels)
     windows = windows_of(features, cut.length, cut.test_overlap, GRID)
     let_pass(model, windows)
-    every = replace(CONFIG, nms="none", most=10**9)
-    [(_, raw)] = detect_recordings(model, [FeatureSource("noise", features, GRID)], every, cut)
-    raw = raw.assign(video=0)
+    raw = detect(model, features, GRID, config=replace(CONFIG, nms="none", most=10**9), windows=cut).assign(video=0)
     times = in_turns(ROUNDS, options.device, {
         "detect": lambda: detect(model, features, GRID, config=CONFIG, windows=cut),
         "merge": lambda: merge(raw, CONFIG),
         "without maps": lambda: look(model, windows, maps=False),
         "with maps": lambda: look(model, windows, maps=True)})  # fmt: skip
     whole, merging = (statistics.median(times[name]) for name in ("detect", "merge"))
-    kept = len(windows) * min(CONFIG.top, size.model.queries * size.model.classes)
-    print(f"\n{heading(name)}\n{options.hours:g} h of {GRID.fps / GRID.stride:g} steps a second, {len(windows)} windows")
+    kept = len(windows) * min(CONFIG.top, c.queries * c.classes)
+    print(f"\n{heading(name)}\n{options.hours:g} hours, {len(windows)} windows")
     print(f"detections before NMS: {len(raw)} of {kept} pass min_score\n{times_table(times, unit=1.0)}")
     print(f"detect: {len(windows) / whole:.0f} windows/s, {options.hours / whole:.3f} hours of recordings a second")
     looks = {name: times[name] for name in ("without maps", "with maps")}
@@ -66,7 +63,7 @@ def main(argv=None):
                          hours=dict(type=float, default=1.0, help="length of the recording"))  # fmt: skip
     options.hours = 0.01 if options.smoke else options.hours
     print(machine(options.device, rounds=ROUNDS))
-    for name in [options.size] if options.size else SIZES:
+    for name in [options.size] if options.size else ("paper", "quick"):
         show(name, options)
 
 

@@ -1,6 +1,5 @@
 """How far one training step is from the hardware: its operations, bytes, arithmetic, and its matrix products alone."""
 
-import functools
 import json
 import math
 import re
@@ -8,7 +7,6 @@ import statistics
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from common import heading, in_turns, machine, options_of, step_times, times_table, torch, training_of, verdict
 from torch.profiler import ProfilerActivity, profile, schedule
@@ -30,7 +28,6 @@ KINDS = {
     "element-wise": r"aten::|elementwise|reduce|triton|index|gather|scatter|kernel",
 }
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_", "baddbmm_")
-NOT_READ = ("copy_", "fill_", "zero_", "random_", "bernoulli_", "uniform_", "normal_")
 NO_TRAFFIC = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
 
@@ -48,25 +45,12 @@ def size_of(values):
                for x in tensors)  # fmt: skip
 
 
-def traffic(func, args, kwargs, result):
-    "Bytes an operator reads and writes, if it reads every input and writes every output once."
-    name = func.overloadpacket.__name__
-    read, written = 0, 0
-    for i, argument in enumerate(func._schema.arguments):
-        value = args[i] if i < len(args) else kwargs.get(argument.name)
-        size = size_of(value)
-        changed = argument.alias_info is not None and argument.alias_info.is_write
-        written += size if changed else 0
-        read += 0 if changed and (argument.is_out or name in NOT_READ) else size
-    return read + (written or size_of(result))
-
-
 class Recorder(TorchDispatchMode):
     "Notes every operator that runs, those of the backward pass included."
 
     def __init__(self):
         super().__init__()
-        self.operations, self.views, self.bytes, self.products = 0, 0, 0, []
+        self.operations, self.views, self.bytes, self.products, self.operands = 0, 0, 0, [], {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -76,38 +60,24 @@ class Recorder(TorchDispatchMode):
             self.views += 1
             return result
         self.operations += 1
-        self.bytes += traffic(func, args, kwargs, result)
+        self.bytes += size_of((args, kwargs, result))
         if name in PRODUCTS:
-            self.products.append((func, *tree_map_only(torch.Tensor, operand, (args, kwargs))))
+            self.products.append((func, *tree_map_only(torch.Tensor, self.operand, (args, kwargs))))
         return result
 
-
-class Operand(NamedTuple):
-    "How a tensor lies in memory."
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    def make(self):
-        "A tensor of noise that lies in memory as the recorded one did."
-        length = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.stride))
-        return torch.randn(length, device=self.device).to(self.dtype).as_strided(self.shape, self.stride)
-
-
-def operand(x):
-    return Operand(x.shape, x.stride(), x.dtype, x.device)
-
-
-def is_operand(x):
-    return isinstance(x, Operand)
+    def operand(self, x):
+        "A tensor of noise that lies in memory as this one; one for all that lie so."
+        key = x.shape, x.stride(), x.dtype
+        if key not in self.operands:
+            length = 1 + sum((n - 1) * stride for n, stride in zip(*key[:2]))
+            self.operands[key] = torch.randn(length, device=x.device).to(x.dtype).as_strided(*key[:2])
+        return self.operands[key]
 
 
 def flops(product):
     "Multiplications and additions of a recorded product."
-    a, b = filter(is_operand, product[1][-2:])
-    return 2 * a.shape.numel() * b.shape[-1]
+    a, b = [x for x in product[1] if isinstance(x, torch.Tensor)][-2:]
+    return 2 * a.numel() * b.shape[-1]
 
 
 def record(options):
@@ -124,12 +94,10 @@ def replay_of(products, device):
 
     Equal operands are one tensor. Caches are then as warm as in the step or warmer, so this is no excuse for the step.
     """
-    make = functools.cache(lambda x: x.make())
-    calls = [(func, *tree_map_only(Operand, make, given, is_leaf=is_operand)) for func, *given in products]
 
     @torch.no_grad()
     def run():
-        for func, args, kwargs in calls:
+        for func, args, kwargs in products:
             func(*args, **kwargs)
 
     if device.type != "cuda":
@@ -168,39 +136,26 @@ def kinds_on_cpu(prof, step):
     return seconds
 
 
-def trace_events(prof):
-    "The profiler's trace as a list of events (Chrome's format: category, name, start and duration in microseconds)."
+def kinds_on_gpu(prof, step):
+    "Seconds by kind of what the device did in one step; what it waited for is printed."
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         prof.export_chrome_trace(file.name)
-        return json.loads(Path(file.name).read_text())["traceEvents"]
-
-
-def busy_time(events):
-    "Seconds in which at least one of the events ran."
-    total, end = 0.0, 0.0
-    for start, stop in sorted((e["ts"], e["ts"] + e["dur"]) for e in events):
-        total += max(stop - max(start, end), 0.0)
-        end = max(end, stop)
-    return total / 1e6
-
-
-def kinds_on_gpu(events, step):
-    "Seconds by kind of what the device did in one step; what it waited for is printed."
-    of = {name: [e for e in events if e.get("cat") == name and "dur" in e] for name in ("kernel", "gpu_memcpy", "gpu_memset")}
+        events = [e for e in json.loads(Path(file.name).read_text())["traceEvents"] if "dur" in e]  # times in microseconds
     calls = [e["name"] for e in events if e.get("cat") in ("cuda_runtime", "cuda_driver")]
-    work, seconds, copied = sum(of.values(), []), Counter(), Counter()
+    work = sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"])
+    seconds, copied, busy, end = Counter(), Counter(), 0.0, 0.0
     for event in work:
         seconds[kind_of(event["name"])] += event["dur"] / 1e6
-    for event in of["gpu_memcpy"]:
-        direction = next((d for d in ("HtoD", "DtoH", "DtoD") if d in event["name"]), "other")
-        copied[f"{direction} copies"] += 1
-        copied[f"{direction} bytes"] += event.get("args", {}).get("bytes", 0)
+        stop = event["ts"] + event["dur"]
+        busy, end = busy + max(stop - max(event["ts"], end), 0.0) / 1e6, max(stop, end)
+        if event["cat"] == "gpu_memcpy":
+            direction = next((d for d in ("HtoD", "DtoH", "DtoD") if d in event["name"]), "other")
+            copied.update({f"{direction} copies": 1, f"{direction} bytes": event.get("args", {}).get("bytes", 0)})
     # A wait for the whole device is the profiler's and this script's own.
     waits = sum(bool(re.search("(Stream|Event)Synchronize", name)) for name in calls)
-    busy, copies = busy_time(work), ", ".join(f"{name} {value:,}" for name, value in sorted(copied.items()))
     print(f"busy: {1e3 * busy:.2f} ms a step; idle: {100 * (1 - busy / step):.0f} % of a step")
-    print(f"a step: {len(of['kernel'])} kernels, {sum('Launch' in name for name in calls)} launches, "
-          f"{waits} waits of the host, {copies or 'no copies'}")  # fmt: skip
+    print(f"a step: {sum(e['cat'] == 'kernel' for e in work)} kernels, {sum('Launch' in name for name in calls)} launches, "
+          f"{waits} waits of the host, copies: {dict(copied)}")  # fmt: skip
     return seconds
 
 
@@ -208,27 +163,28 @@ def main(argv=None):
     options = options_of(__doc__, argv, size="paper", device="cpu", steps=10,
                          how=dict(default="fast", choices=("fast", "plain")),
                          precision=dict(default="32-true", choices=("32-true", "bf16-mixed")))  # fmt: skip
-    cpu, rows = options.device == "cpu", SQUARE[options.device]
+    cpu, n = options.device == "cpu", SQUARE[options.device]
     print(machine(options.device, precision=options.precision, steps=options.steps))
     print(f"{heading(options.size)}; {options.how}\n")
     recorder, setup = record(options), training_of(options, options.how)
-    a, b = torch.randn(2, rows, rows, device=setup.device, dtype=torch.bfloat16 if "bf16" in options.precision else None)
+    kind = torch.bfloat16 if "bf16" in options.precision else torch.float32
+    a, b = torch.randn(2, n, n, device=setup.device, dtype=kind)
     step_times(setup)
     work = {"step": setup.step, "products": replay_of(recorder.products, setup.device), "square": lambda: a @ b}
     times = in_turns(options.steps, setup.device, work)
-    step, rate = statistics.median(times["step"]), 2 * rows**3 / statistics.median(times.pop("square"))
-    flop = sum(map(flops, recorder.products))
-    print(f"dispatched a step: {recorder.operations} operations and {recorder.views} views"
-          f"{'' if cpu else ' (of the plain step)'}, which move {recorder.bytes / 1e6:.0f} MB")
+    step, rate = statistics.median(times["step"]), 2 * n**3 / statistics.median(times.pop("square"))
+    flop, of = sum(map(flops, recorder.products)), "" if cpu else " (of the plain step)"
+    print(f"dispatched a step: {recorder.operations} operations and {recorder.views} views{of}")
+    print(f"bytes moved: {recorder.bytes / 1e6:.0f} MB a step (inputs and outputs of every operation)")
     print(f"matrix products: {len(recorder.products)}, {flop / 1e9:.2f} GFLOP")
-    print(f"matrix rate: {rate / 1e9:.1f} GFLOP/s (a square product of {rows} rows)\n")  # fmt: skip
+    print(f"matrix rate: {rate / 1e9:.1f} GFLOP/s (a square product of {n} rows)\n")
     prof, seconds = profiled(setup, min(options.steps, 5))
-    kinds = kinds_on_cpu(prof, seconds) if cpu else kinds_on_gpu(trace_events(prof), step)
-    for kind, value in kinds.most_common():
-        print(f"{kind:<22}{1e3 * value:>9.2f} ms{100 * value / kinds.total():>8.1f}%")
-    ratio = statistics.median(a / b for a, b in zip(*times.values()))
-    print(f"\n{times_table(times)}\nshare of the arithmetic limit (FLOP / matrix rate / step): {100 * flop / rate / step:.0f} %")
+    kinds = kinds_on_cpu(prof, seconds) if cpu else kinds_on_gpu(prof, step)
+    for name, value in kinds.most_common():
+        print(f"{name:<22}{1e3 * value:>9.2f} ms{100 * value / kinds.total():>8.1f}%")
+    ratio = statistics.median(whole / part for whole, part in zip(*times.values()))
     aim = f"; aim: at most {LIMIT_RATIO}: {verdict(ratio, LIMIT_RATIO)}" if cpu and options.size == "paper" else ""
+    print(f"\n{times_table(times)}\nshare of the arithmetic limit: {100 * flop / rate / step:.0f} %")
     print(f"step / its own products: {ratio:.2f}{aim}")
 
 

@@ -5,19 +5,20 @@ disk. The files are written into a temporary folder that is removed at the end. 
 `selfdetr.data.find_data` has to find.
 """
 
-import functools
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import noise, options_of, traced_peak
+from common import options_of, traced_peak
 
 from selfdetr.check.folder import check_folder
 from selfdetr.data.dataset import load_dataset
 from selfdetr.data.files import find_data, read_json
 from selfdetr.data.windows import training_windows
+from selfdetr.trainer import epoch_batches
 
 WHERE = dict(annotations="annotations/thumos14.json", features="i3d_features", stride=4, snippet=16)
 
@@ -32,7 +33,7 @@ def write_release(folder, count, channels, dtype):
         (folder / part).mkdir(parents=True)
     (folder / WHERE["annotations"]).write_text(json.dumps(whole))
     (folder / "dataset.json").write_text(json.dumps(WHERE))
-    features, total = noise(4096, channels).astype(dtype), 0
+    features, total = np.random.default_rng(0).standard_normal((4096, channels)).astype(dtype), 0
     for name, entry in whole["database"].items():
         steps = (round(entry["duration"] * entry["fps"]) - WHERE["snippet"]) // WHERE["stride"] + 1
         np.save(folder / "i3d_features" / f"{name}.npy", np.resize(features, (steps, channels)))
@@ -53,13 +54,11 @@ def timed(what, function, memory=False):
 def measure(folder):
     "Check, load and cut into windows."
     findings = timed("check_folder", lambda: check_folder(folder), memory=True)
-    mapped = timed("load_dataset, mapped", lambda: load_dataset(folder, in_memory=False), memory=True)
-    held = timed("load_dataset, in memory (float32)", lambda: load_dataset(folder))
-    for name, dataset in (("mapped", mapped), ("in memory", held)):
-        windows = timed(f"training_windows, {name}", functools.partial(training_windows, dataset))
-        order = np.random.default_rng(0).permutation(len(windows))[: min(len(windows) // 16, 32) * 16].reshape(-1, 16)
-        what = f"{len(order)} batches of 16 of {len(windows)}, {name}"
-        timed(what, lambda windows=windows, order=order: [windows.batch(indices) for indices in order])
+    for name, held in {"mapped": False, "in memory": True}.items():
+        dataset = timed(f"load_dataset, {name}", partial(load_dataset, folder, in_memory=held), memory=not held)
+        windows = timed(f"training_windows, {name}", partial(training_windows, dataset))
+        order = epoch_batches(len(windows), 16, 0, 0)[:32]
+        timed(f"{len(order)} batches of 16 of {len(windows)}, {name}", lambda: [*map(windows.batch, order)])  # noqa: B023
     return findings
 
 

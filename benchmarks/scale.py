@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from common import (GRID, Size, apart, forget_peak, make_batch, make_model, options_of, resident, torch, training,
@@ -153,22 +154,17 @@ SMOKE = {"recording": (0.01,), "window": (64,), "training": (16,), "cutting": (0
 # ---- measuring
 
 
-def time_of(work):
-    "Processor seconds of one call."
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def measure(name, size, folder):
+def measure(name, size, folder, readings=3):
     "Processor seconds and MB of one size. Runs alone in its process."
-    work = SERIES[name].make(folder, size)
+    work, seconds, peaks = SERIES[name].make(folder, size), [], []
     forget_peak()
-    before, seconds = resident(), [time_of(work)]
-    memory = resident() - before
-    while len(seconds) < 3 and sum(seconds) < 10:
-        seconds.append(time_of(work))
-    return {"seconds": round(min(seconds), 3), "megabytes": round(memory, 3)}
+    before = resident()
+    while len(seconds) < readings and sum(seconds) < 10:
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+        peaks.append(resident())
+    return {"seconds": round(min(seconds), 3), "megabytes": round(peaks[0] - before, 3)}
 
 
 def measure_all(names, smoke):
@@ -177,9 +173,10 @@ def measure_all(names, smoke):
     for name, series in ((name, SERIES[name]) for name in names):
         for size in SMOKE.get(name, ()) if smoke else series.sizes:
             with tempfile.TemporaryDirectory() as folder:
-                found = measure(name, size, folder) if smoke else apart(__file__, "--one", name, size, folder)
+                found = measure(name, size, folder, 1) if smoke else apart(__file__, "--one", name, size, folder)
             rows.append(dict(series=name, size=size, unit=series.unit, kind="measured") | found)
-            print("{:<36}{:>8g} {:<9}{seconds:9.2f} s{megabytes:9.0f} MB".format(*series[:1], size, series.unit, **found))
+            what = f"{series.title:<36}{size:>8g} {series.unit:<9}"
+            print(what + "{seconds:9.2f} s{megabytes:9.0f} MB".format(**found), flush=True)
     return pd.DataFrame(rows)
 
 
@@ -198,11 +195,6 @@ def law(rows, what, power):
     return nnls(terms(rows["size"], power) / values[:, None], np.ones_like(values))[0]
 
 
-def follow(rows, what, power, size):
-    "The value at a size, by the law of these rows."
-    return float(terms(size, power) @ law(rows, what, power))
-
-
 def fit(measured):
     """The laws of the largest three sizes, a row a series; and rows of what they say beyond the largest.
 
@@ -216,10 +208,10 @@ def fit(measured):
         laws[name], last = {"n": series.unit}, one.iloc[-1]
         far = dict(series=name, size=series.beyond, unit=series.unit, kind="extrapolated")
         for what, power in {"seconds": series.seconds, "megabytes": series.memory}.items():
-            first, second = law(one.tail(3), what, power)
+            first, second = both = law(one.tail(3), what, power)
             laws[name][what] = f"{first:.3g} + {second:.3g} n" if power == 1 else f"{first:.3g} n + {second:.3g} n^2"
-            laws[name][f"{what}, foretold"] = f"{follow(one.iloc[-4:-1], what, power, last['size']) / last[what]:.2f}"
-            far[what] = float(f"{follow(one.tail(3), what, power, series.beyond or 0):.3g}")
+            laws[name][f"{what}, foretold"] = f"{terms(last['size'], power) @ law(one.iloc[-4:-1], what, power) / last[what]:.2f}"
+            far[what] = float(f"{terms(series.beyond or 0, power) @ both:.3g}")
         beyond += [far] if series.beyond else []
     return pd.DataFrame(laws).T, pd.DataFrame(beyond)
 
@@ -234,20 +226,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's
 
 def plot(table, path):
     "Seconds above and memory below, over what grows; open marks and dashes are extrapolated."
-    import matplotlib.pyplot as plt
-
     figure, grid = plt.subplots(2, 3, figsize=(11, 7), sharex="col", layout="constrained")
     for column, (label, names) in zip(grid.T, PANELS.items()):
         for ax, what, unit in zip(column, ("seconds", "megabytes"), ("processor time, s", "memory, MB")):
             for name, colour, mark in zip(names, COLOURS, "osD^"):
-                rows = table[table.series == name]
-                known, guessed = rows[rows.kind == "measured"], rows[rows.kind == "extrapolated"]
-                seen = known[what].where(known[what] > 0)  # nothing, as memory may be, has no place on this axis
-                ax.loglog(known["size"], seen, color=colour, marker=mark, label=SERIES[name].title)
-                if len(guessed):
-                    both = pd.concat([known.tail(1), guessed])
-                    ax.loglog(both["size"], both[what], "--", color=colour)
-                    ax.loglog(guessed["size"], guessed[what], mark, color=colour, markerfacecolor="white")
+                rows = table[table.series == name].set_index("size")
+                far, values = rows.kind == "extrapolated", rows[what].where(rows[what] > 0)  # 0 has no logarithm
+                ax.loglog(values[~far], color=colour, marker=mark, label=SERIES[name].title)
+                ax.loglog(values[far], mark, color=colour, markerfacecolor="white")
+                ax.loglog(values.tail(1 + far.sum()), "--", color=colour, zorder=1)
             ax.set_ylabel(unit)
             ax.grid(alpha=0.3)
         column[1].set_xlabel(label)
@@ -263,7 +250,7 @@ def main(argv=None):
                          one=dict(nargs=3, help=argparse.SUPPRESS))  # fmt: skip
     if options.one:
         name, size, folder = options.one
-        return print(json.dumps(measure(name, float(size) if "." in size else int(size), folder)))
+        return print(json.dumps(measure(name, json.loads(size), folder, 1 if options.smoke else 3)))
     measured = measure_all(options.only if options.again else options.only or SERIES, options.smoke)
     if options.again:
         kept = pd.read_csv(options.again).query("kind == 'measured' and series not in @options.only")

@@ -26,7 +26,7 @@ linux = pytest.mark.skipif(not PEAKS, reason="peaks of a process are read from /
 
 def peak_apart(series, size, folder):
     "MB that one measurement of benchmarks/scale.py takes beyond what was there before, in a process of its own."
-    command = [sys.executable, BENCHMARKS / "scale.py", "--one", series, str(size), folder]
+    command = [sys.executable, BENCHMARKS / "scale.py", "--smoke", "--one", series, str(size), folder]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return json.loads(done.stdout.splitlines()[-1])["megabytes"]
