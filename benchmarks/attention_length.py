@@ -7,6 +7,8 @@ the process at its peak. What would need more than about 9 GB is left out.
 import ctypes
 import math
 import time
+from copy import deepcopy
+from itertools import product
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -23,14 +25,14 @@ from selfdetr.variants import MLPEncoder, RelativeSelfAttention
 DIM, HEADS, QUERIES, DROPOUT = 256, 8, 40, 0.1
 LAYERS = {
     "encoder": {
-        "standard": lambda: SelfAttention(DIM, HEADS, DROPOUT),
-        "relative": lambda: RelativeSelfAttention(DIM, HEADS, DROPOUT),
-        "deformable": lambda: DeformableSelfAttention(DIM, HEADS),
-        "mlp": lambda: MLPEncoder(3, DIM),
+        "standard": SelfAttention(DIM, HEADS, DROPOUT),
+        "relative": RelativeSelfAttention(DIM, HEADS, DROPOUT),
+        "deformable": DeformableSelfAttention(DIM, HEADS),
+        "mlp": MLPEncoder(3, DIM),
     },
     "cross": {
-        "standard": lambda: CrossAttention(DIM, HEADS, DROPOUT, first=False),
-        "deformable": lambda: DeformableCrossAttention(DIM, HEADS),
+        "standard": CrossAttention(DIM, HEADS, DROPOUT, first=False),
+        "deformable": DeformableCrossAttention(DIM, HEADS),
     },
 }
 DESIGNS = {"standard": "detr", "relative": "relative", "deformable": "tadtr", "mlp": "rtd"}  # that attend so
@@ -53,7 +55,7 @@ def inputs_of(place, batch, length, **more):
 
 def make_call(place, kind, mode, batch, length, device):
     "A function that computes the layer once: forward, and in training backward from output and map."
-    layer, training = LAYERS[place][kind]().to(device), mode == "train"
+    layer, training = deepcopy(LAYERS[place][kind]).to(device), mode == "train"
     inputs = inputs_of(place, batch, length, device=device, requires_grad=training)
     if not training:
         layer.eval()
@@ -66,12 +68,6 @@ def make_call(place, kind, mode, batch, length, device):
         (output.sum() + attention_map.square().sum()).backward()
 
     return step
-
-
-def shortest(call, seconds, clock):
-    "The shortest time of a call, of as many as fit into the seconds."
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads(), **clock)
-    return min(timer.blocked_autorange(min_run_time=seconds).times)
 
 
 def extra_memory(call, device):
@@ -100,13 +96,15 @@ def measure(options):
     "A row for every layer, mode and length: ms and MB."
     device, rows = torch.device(options.device), []
     clock = {"timer": time.process_time} if options.device == "cpu" else {}  # by the clock it waits for a GPU
-    for place, mode, kind in ((p, m, k) for p in LAYERS for m in MODES for k in LAYERS[p]):
-        for length in (2**i for i in range(4, 14) if 2**i <= options.longest):
-            if gigabytes(place, kind, mode, options.batch, length) <= LIMIT:
-                call = make_call(place, kind, mode, options.batch, length, device)
-                memory = extra_memory(call, device)
-                ms = 1e3 * shortest(call, 0.001 if options.smoke else 0.5, clock)
-                rows.append(dict(place=place, mode=mode, kind=kind, length=length, ms=ms, megabytes=memory))
+    seconds = 0.001 if options.smoke else 0.5
+    lengths = [2**i for i in range(4, 14) if 2**i <= options.longest]
+    for place, mode, kind, length in (row for p in LAYERS for row in product([p], MODES, LAYERS[p], lengths)):
+        if gigabytes(place, kind, mode, options.batch, length) <= LIMIT:
+            call = make_call(place, kind, mode, options.batch, length, device)
+            memory = extra_memory(call, device)
+            timer = Timer("call()", globals={"call": call}, **clock)  # of as many calls as fit into the seconds
+            rows.append(dict(place=place, mode=mode, kind=kind, length=length, megabytes=memory,
+                             ms=1e3 * min(timer.blocked_autorange(min_run_time=seconds).times)))  # fmt: skip
     return pd.DataFrame(rows).round(4)
 
 

@@ -82,9 +82,10 @@ class Size(NamedTuple):
 
 QUICK = PROFILES["quick"]
 TINY = dict(dim=16, heads=2, hidden=16, queries=4, encoder_layers=1, decoder_layers=2, norm_groups=4)
+QUICK_MODEL = ModelConfig(channels=64, classes=5, **QUICK["model"])
 SIZES = {
     "paper": Size(ModelConfig(), TrainConfig()),
-    "quick": Size(ModelConfig(channels=64, classes=5, **QUICK["model"]), TrainConfig(**QUICK["train"]), QUICK["windows"]["length"]),
+    "quick": Size(QUICK_MODEL, TrainConfig(**QUICK["train"]), QUICK["windows"]["length"]),
     "tiny": Size(ModelConfig(channels=8, classes=3, **TINY), TrainConfig(batch=2), 16),
 }
 

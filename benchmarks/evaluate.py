@@ -14,7 +14,6 @@ from selfdetr.segments import soft_nms
 THUMOS = dict(videos=212, classes=20, each=200, instances=3358, seconds=217.0)
 ACTIVITYNET = dict(videos=4728, classes=200, each=100, instances=7654, seconds=118.0)
 AIMS = {"THUMOS14": 0.15, "ActivityNet": 2.0, "soft-NMS": 0.5}  # seconds
-LEVELS = {"THUMOS14": (0.3, 0.4, 0.5, 0.6, 0.7), "ActivityNet": PROTOCOLS["activitynet13"].tiou}
 
 
 def make_results(videos, classes, each, instances, seconds, seed=0):
@@ -89,38 +88,26 @@ def soft_by_definition(segments, scores, groups, sigma=0.5, min_score=0.001):
     return np.array(kept)[order], np.array(values)[order]
 
 
-def timed(repeat, function, *args):
-    "The result and the shortest time."
+def timed(what, repeat, function, *args, aim=None):
+    "The result and the shortest time, which is printed."
     times = []
     for _ in range(repeat):
         started = time.perf_counter()
         result = function(*args)
         times.append(time.perf_counter() - started)
-    return result, min(times)
-
-
-def report(what, seconds, *rest, aim=None):
+    seconds = min(times)
     judged = f"  aim {aim:g} s: {verdict(seconds, aim)}" if aim else ""
-    print(f"{what:<40}{seconds:9.3f} s{judged}", *rest, flush=True)
+    print(f"{what:<40}{seconds:9.3f} s{judged}", flush=True)
+    return result, seconds
 
 
-def judge_thumos(size):
-    print(f"mAP, THUMOS14's size: {size['videos'] * size['each']:,} detections, {size['instances']:,} instances")
-    results = *make_results(**size), LEVELS["THUMOS14"]
-    ours, seconds = timed(5, evaluate, *results)
-    report("selfdetr.evaluation.evaluate", seconds, aim=AIMS["THUMOS14"])
-    ap, slow = timed(1, by_definition, *results)
-    difference = np.abs(ap - ours.per_class.to_numpy()).max()
-    report("a loop over arrays", slow, f"  {slow / seconds:.0f} times ours, AP differs by {difference:.0e}")
-
-
-def judge_activitynet(size):
-    n = size["videos"] * size["each"]
-    print(f"\nmAP, ActivityNet's size: {n:,} detections, {size['instances']:,} instances, 10 tIoUs")
-    results = *make_results(**size), LEVELS["ActivityNet"]
+def judge_map(name, size, tiou):
+    print(f"mAP, {name}'s size: {size['videos'] * size['each']:,} detections, {size['instances']:,} instances")
+    results = *make_results(**size), tiou
     peak = traced_peak(lambda: evaluate(*results)) * 1e6 / 2**30
-    memory = f"  {peak:.2f} GiB at most, aim 1 GiB: {verdict(peak, 1)}"
-    report("selfdetr.evaluation.evaluate", timed(3, evaluate, *results)[1], memory, aim=AIMS["ActivityNet"])
+    ours, seconds = timed("selfdetr.evaluation.evaluate", 3, evaluate, *results, aim=AIMS[name])
+    print(f"memory: {peak:.2f} GiB at most, aim 1 GiB: {verdict(peak, 1)}")
+    return results, ours, seconds
 
 
 def judge_growth(sizes, path):
@@ -129,13 +116,13 @@ def judge_growth(sizes, path):
         "more videos": lambda n: dict(videos=n // 200, each=200, seconds=217.0),
         "fuller videos": lambda n: dict(videos=50, each=n // 50, seconds=217.0 * n / 1e4),
     }
-    print("\nGrowth: seconds for " + ", ".join(f"{n:,}" for n in sizes) + " detections")
     figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
     line = sizes * np.log(sizes)
     for (kind, make), colour in zip(kinds.items(), ("#0072B2", "#D55E00")):
-        times = [timed(3, evaluate, *make_results(classes=20, instances=n // 12, **make(n)))[1] for n in sizes]
+        print(f"\n{kind}, 5 tIoUs")
+        times = [timed(f"{n:,} detections", 3, evaluate, *make_results(classes=20, instances=n // 12, **make(n)))[1]
+                 for n in sizes]  # fmt: skip
         per = np.array(times) / line
-        print(f"{kind:<20}" + "".join(f"{t:9.3f}" for t in times), end="   ")
         print(f"time / (n log n) changes by a factor of {per[-1] / per[0]:.2f}")
         ax.loglog(sizes, times, marker="o", color=colour, label=kind)
     ax.loglog(sizes, line * per[0], "--", color="0.6", label="n log n")
@@ -155,18 +142,19 @@ def judge_soft_nms(videos, classes=20, each=200, here=8):
     long = np.where(near, length[which] * np.exp(rng.normal(0, 0.2, n)), rng.lognormal(1.2, 0.7, n))
     segments, scores = np.stack([start, start + long], -1), rng.uniform(size=n) ** 3
     print(f"\nSoft-NMS of {videos} videos x {classes} classes x {each} detections, half of them near {here} instances")
-    ours, seconds = timed(3, soft_nms, segments, scores, groups)
-    report("selfdetr.segments.soft_nms", seconds, aim=AIMS["soft-NMS"])
-    theirs, slow = timed(1, soft_by_definition, segments, scores, groups)
+    ours, seconds = timed("selfdetr.segments.soft_nms", 3, soft_nms, segments, scores, groups, aim=AIMS["soft-NMS"])
+    theirs, slow = timed("group by group, by its definition", 1, soft_by_definition, segments, scores, groups)
     bits = "the same bits" if all(map(np.array_equal, ours, theirs)) else "NOT the same bits"
-    report("group by group, by its definition", slow, f"  {slow / seconds:.0f} times ours, {bits}")
+    print(f"{slow / seconds:.0f} times ours, {bits}")
 
 
 def main(argv=None):
     options = options_of(__doc__, argv, plot=None)
     few = dict(videos=6, each=20, instances=60) if options.smoke else {}
-    judge_thumos(THUMOS | few)
-    judge_activitynet(ACTIVITYNET | few)
+    results, ours, seconds = judge_map("THUMOS14", THUMOS | few, PROTOCOLS["thumos14-212"].tiou)
+    ap, slow = timed("a loop over arrays", 1, by_definition, *results)
+    print(f"{slow / seconds:.0f} times ours, AP differs by {np.abs(ap - ours.per_class.to_numpy()).max():.0e}\n")
+    judge_map("ActivityNet", ACTIVITYNET | few, PROTOCOLS["activitynet13"].tiou)
     sizes = np.array([1000, 3000]) if options.smoke else np.round(10 ** np.arange(4, 6.01, 0.5)).astype(int)
     judge_growth(sizes, options.plot)
     judge_soft_nms(videos=2 if options.smoke else 211)

@@ -6,7 +6,6 @@ import re
 import statistics
 import tempfile
 from collections import Counter
-from pathlib import Path
 
 from common import heading, in_turns, machine, options_of, step_times, times_table, torch, training_of, verdict
 from torch.profiler import ProfilerActivity, profile, schedule
@@ -113,17 +112,14 @@ def replay_of(products, device):
     return graph.replay
 
 
-def profiled(setup, repeats):
-    "The profiler's result for one step, and its seconds: of several profiled steps the one of median time."
+def profiled(setup):
+    "The profiler's result for one step, and its seconds."
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (setup.device.type == "cuda")
-    found = []
-    for _ in range(repeats):
-        with profile(activities=activities, schedule=schedule(wait=0, warmup=1, active=1, repeat=1)) as prof:
-            step_times(setup, 1)  # starting the profiler takes long, and memory and caches are cold after it
-            prof.step()
-            found.append((step_times(setup, 1)[0][0], prof))
-            prof.step()
-    seconds, prof = sorted(found, key=lambda x: x[0])[repeats // 2]
+    with profile(activities=activities, schedule=schedule(wait=0, warmup=1, active=1, repeat=1)) as prof:
+        step_times(setup, 1)  # starting the profiler takes long, and memory and caches are cold after it
+        prof.step()
+        [[seconds], _] = step_times(setup, 1)
+        prof.step()
     return prof, seconds
 
 
@@ -140,7 +136,7 @@ def kinds_on_gpu(prof, step):
     "Seconds by kind of what the device did in one step; what it waited for is printed."
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         prof.export_chrome_trace(file.name)
-        events = [e for e in json.loads(Path(file.name).read_text())["traceEvents"] if "dur" in e]  # times in microseconds
+        events = [e for e in json.load(file)["traceEvents"] if "dur" in e]  # times in microseconds
     calls = [e["name"] for e in events if e.get("cat") in ("cuda_runtime", "cuda_driver")]
     work = sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"])
     seconds, copied, busy, end = Counter(), Counter(), 0.0, 0.0
@@ -154,8 +150,8 @@ def kinds_on_gpu(prof, step):
     # A wait for the whole device is the profiler's and this script's own.
     waits = sum(bool(re.search("(Stream|Event)Synchronize", name)) for name in calls)
     print(f"busy: {1e3 * busy:.2f} ms a step; idle: {100 * (1 - busy / step):.0f} % of a step")
-    print(f"a step: {sum(e['cat'] == 'kernel' for e in work)} kernels, {sum('Launch' in name for name in calls)} launches, "
-          f"{waits} waits of the host, copies: {dict(copied)}")  # fmt: skip
+    kernels, launches = sum(e["cat"] == "kernel" for e in work), sum("Launch" in name for name in calls)
+    print(f"a step: {kernels} kernels, {launches} launches, {waits} waits of the host, copies: {dict(copied)}")
     return seconds
 
 
@@ -178,7 +174,7 @@ def main(argv=None):
     print(f"bytes moved: {recorder.bytes / 1e6:.0f} MB a step (inputs and outputs of every operation)")
     print(f"matrix products: {len(recorder.products)}, {flop / 1e9:.2f} GFLOP")
     print(f"matrix rate: {rate / 1e9:.1f} GFLOP/s (a square product of {n} rows)\n")
-    prof, seconds = profiled(setup, min(options.steps, 5))
+    prof, seconds = profiled(setup)
     kinds = kinds_on_cpu(prof, seconds) if cpu else kinds_on_gpu(prof, step)
     for name, value in kinds.most_common():
         print(f"{name:<22}{1e3 * value:>9.2f} ms{100 * value / kinds.total():>8.1f}%")

@@ -2,9 +2,7 @@
 
 Every measurement runs in a process of its own, on one thread: processor time, the least of three readings, or of fewer
 once they take ten seconds together; and the most memory that was resident during the first, beyond what the process
-held when its model or its folder was ready. Recordings are sparse .npy files, mapped as real ones are. To the largest
-three sizes the law is fitted that the design leads to, a + b n or a n + b n^2; what is beyond the largest size is
-extrapolated by it and says so.
+held when its model or its folder was ready. Recordings are sparse .npy files, mapped as real ones are.
 """
 
 import argparse
@@ -12,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from selfdetr.trainer import TrainConfig, epoch_batches
 LIMIT = 3000  # MB of a training step of the paper's size
 
 
-# ---- what is measured: each of these gets ready and returns what is then timed
+# ---- what is measured: each of these gets ready in a folder and returns what is then timed
 
 
 def sparse(path, steps, channels):
@@ -49,8 +48,8 @@ def detection(folder, hours=0.3, **changes):
     return lambda: detect(model, path, GRID)
 
 
-def window(folder, steps, maps):
-    "The model on one window, with its maps and without."
+def window(steps, maps):
+    "The model on one window, with its maps or without."
     model = make_model(ModelConfig())
     features = torch.randn(1, steps, model.config.channels)
     look = torch.no_grad()(lambda features=features: model(features, maps=maps))
@@ -58,11 +57,10 @@ def window(folder, steps, maps):
     return look
 
 
-def train(folder, steps, batch=4, feedback=True):
+def train(steps, batch=4, feedback=True):
     "A training step."
-    config = ModelConfig()
-    setup = training(Size(config, TrainConfig(batch=batch), steps), feedback=feedback)
-    setup.step(make_batch(config, 1, 64)._replace(mask=None))  # makes the optimiser's state
+    setup = training(Size(ModelConfig(), TrainConfig(batch=batch), steps), feedback=feedback)
+    setup.step(make_batch(ModelConfig(), 1, 64)._replace(mask=None))  # makes the optimiser's state
     return setup.step
 
 
@@ -70,8 +68,8 @@ def write_videos(folder, videos, steps=300, channels=64):
     "A data set of short recordings, four instances each, half of it for training."
     folder = Path(folder, "data")
     (folder / "features").mkdir(parents=True)
-    times = [[3.0 + 7 * i, 7.0 + 7 * i] for i in range(4)]
-    entry = {"duration": steps / 10, "annotations": [{"label": f"c{i}", "segment": t} for i, t in enumerate(times)]}
+    instances = [{"label": f"c{i}", "segment": [3.0 + 7 * i, 7.0 + 7 * i]} for i in range(4)]
+    entry = {"duration": steps / 10, "annotations": instances}
     database = {f"video_{i:06d}": {"subset": ("training", "test")[i % 2]} | entry for i in range(videos)}
     for name in database:
         sparse(folder / "features" / f"{name}.npy", steps, channels)
@@ -82,10 +80,10 @@ def write_videos(folder, videos, steps=300, channels=64):
 
 def index(folder, videos):
     "What a run does before its first step: read and hash a mapped data set, cut windows, order them, make a batch."
-    folder = write_videos(folder, videos)
+    write_videos(folder, videos)
 
     def read():
-        dataset = load_dataset(folder)
+        dataset = load_dataset(Path(folder, "data"))
         windows = training_windows(dataset, length=64)
         return dataset.hash(), windows.batch(epoch_batches(len(windows), 16, 0, 0)[0])
 
@@ -94,8 +92,7 @@ def index(folder, videos):
 
 def check(folder, videos):
     "Check a folder before anything is trained."
-    folder = write_videos(folder, videos)
-    return lambda: check_folder(folder)
+    return partial(check_folder, write_videos(folder, videos))
 
 
 def search(folder, videos):
@@ -106,16 +103,12 @@ def search(folder, videos):
     return lambda: detect_dataset(model, dataset, InferenceConfig(most=20), WindowConfig(256))
 
 
-def cutting(folder, hours):
+def cutting(hours):
     "Training windows of one recording with an instance every seven seconds; no features are needed."
     start = np.arange(0, hours * 3600 - 7, 7.0)
     segments, steps = np.stack([start, start + 4], axis=1), round(hours * 3600 * GRID.fps / GRID.stride)
     video = Video("one", "train", hours * 3600, GRID, steps, 0, segments, np.zeros(len(start), dtype=np.int64))
-    dataset = Dataset(Path("none"), ("action",), (video,), 64, None)
-    return lambda: training_windows(dataset)
-
-
-# ---- the series
+    return partial(training_windows, Dataset(Path("none"), ("action",), (video,), 64, None))
 
 
 class Series(NamedTuple):
@@ -130,28 +123,23 @@ class Series(NamedTuple):
     beyond: float | None = None  # extrapolated to
 
 
-HOURS, VIDEOS = (0.1, 1, 3, 10), (100, 1000, 3000, 10_000)
+VIDEOS = (100, 1000, 3000, 10_000)
 WINDOWS, STEPS = (64, 256, 1024, 2048, 4096), (64, 128, 256, 512, 1024)  # of detection; of training
-CHANNELS, QUERIES = (36, 256, 1024, 2048), (20, 40, 100, 300)
 SERIES = {
-    "recording": Series("detection in one recording", "hours", HOURS, detection, 1, 1, 100),
-    "channels": Series("detection, channels", "channels", CHANNELS, lambda f, n: detection(f, channels=n), 1, 1),
-    "queries": Series("detection, queries", "queries", QUERIES, lambda f, n: detection(f, queries=n), 1, 1),
-    "window": Series("one window, no maps", "steps", WINDOWS, lambda f, n: window(f, n, False), 1, 2, 16_384),
-    "window-maps": Series("one window, with maps", "steps", WINDOWS, lambda f, n: window(f, n, True), 2, 2, 16_384),
-    "training": Series("training step, feedback", "steps", STEPS, train, 2, 2, 4096),
-    "training-no-maps": Series("training step, no maps", "steps", STEPS, lambda f, n: train(f, n, feedback=False),
-                               2, 2, 4096),
-    "paper": Series("training step of the paper's size", "steps", (128,), lambda f, n: train(f, n, 16), 2, 2),
-    "cutting": Series("windows of one recording", "hours", (1, 10, 30, 100), cutting, 1, 1, 1000),
+    "recording": Series("detection in one recording", "hours", (0.1, 1, 3, 10), detection, 1, 1, 100),
+    "channels": Series("detection", "channels", (36, 256, 1024, 2048), lambda f, n: detection(f, channels=n), 1, 1),
+    "queries": Series("detection", "queries", (20, 40, 100, 300), lambda f, n: detection(f, queries=n), 1, 1),
+    "window": Series("one window, no maps", "steps", WINDOWS, lambda f, n: window(n, False), 1, 2, 16_384),
+    "window-maps": Series("one window, with maps", "steps", WINDOWS, lambda f, n: window(n, True), 2, 2, 16_384),
+    "training": Series("training, feedback", "steps", STEPS, lambda f, n: train(n), 2, 2, 4096),
+    "training-no-maps": Series("training, no maps", "steps", STEPS, lambda f, n: train(n, feedback=False), 2, 2, 4096),
+    "paper": Series("training step of the paper's size", "steps", (128,), lambda f, n: train(n, batch=16), 2, 2),
+    "cutting": Series("windows of one recording", "hours", (1, 10, 30, 100), lambda f, n: cutting(n), 1, 1, 1000),
     "index": Series("reading and hashing a data set", "videos", VIDEOS, index, 1, 1, 100_000),
     "check": Series("checking a data set", "videos", VIDEOS, check, 1, 1, 100_000),
     "search": Series("detection in a data set", "videos", VIDEOS, search, 1, 1, 100_000),
 }  # fmt: skip
 SMOKE = {"recording": (0.01,), "window": (64,), "training": (16,), "cutting": (0.1,), "index": (4,), "check": (4,)}
-
-
-# ---- measuring
 
 
 def measure(name, size, folder, readings=3):
@@ -175,18 +163,13 @@ def measure_all(names, smoke):
             with tempfile.TemporaryDirectory() as folder:
                 found = measure(name, size, folder, 1) if smoke else apart(__file__, "--one", name, size, folder)
             rows.append(dict(series=name, size=size, unit=series.unit, kind="measured") | found)
-            what = f"{series.title:<36}{size:>8g} {series.unit:<9}"
-            print(what + "{seconds:9.2f} s{megabytes:9.0f} MB".format(**found), flush=True)
+            print(f"{series.title:<36}{size:>8g} {series.unit:<9}", found, flush=True)
     return pd.DataFrame(rows)
-
-
-# ---- what follows from it
 
 
 def terms(sizes, power):
     "What the law adds up: 1 and n; or, where things grow with the square, n and n^2."
-    sizes = np.asarray(sizes, float)
-    return np.stack([sizes ** (power - 1), sizes**power], axis=-1)
+    return np.asarray(sizes, float)[..., None] ** (power - 1, power)
 
 
 def law(rows, what, power):
@@ -202,16 +185,17 @@ def fit(measured):
     """
     laws, beyond = {}, []
     for name, one in measured.groupby("series", sort=False):
-        series = SERIES[name]
+        series, last = SERIES[name], one.iloc[-1]
         if len(one) < 3:
             continue
-        laws[name], last = {"n": series.unit}, one.iloc[-1]
+        laws[name] = {"n": series.unit}
         far = dict(series=name, size=series.beyond, unit=series.unit, kind="extrapolated")
         for what, power in {"seconds": series.seconds, "megabytes": series.memory}.items():
-            first, second = both = law(one.tail(3), what, power)
-            laws[name][what] = f"{first:.3g} + {second:.3g} n" if power == 1 else f"{first:.3g} n + {second:.3g} n^2"
-            laws[name][f"{what}, foretold"] = f"{terms(last['size'], power) @ law(one.iloc[-4:-1], what, power) / last[what]:.2f}"
-            far[what] = float(f"{terms(series.beyond or 0, power) @ both:.3g}")
+            a, b = law(one.tail(3), what, power)
+            laws[name][what] = f"{a:.3g} + {b:.3g} n" if power == 1 else f"{a:.3g} n + {b:.3g} n^2"
+            foretold = terms(last["size"], power) @ law(one.iloc[-4:-1], what, power)
+            laws[name][f"{what}, foretold"] = f"{foretold / last[what]:.2f}"
+            far[what] = float(f"{terms(series.beyond or 0, power) @ (a, b):.3g}")
         beyond += [far] if series.beyond else []
     return pd.DataFrame(laws).T, pd.DataFrame(beyond)
 
