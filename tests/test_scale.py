@@ -84,5 +84,3 @@ def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
         taken.clear()
         diversity.collapse_report(SelfDETR(TINY), windows)
         assert max(taken) == {128: 16, 256: 16, 512: 4, 4096: 1}[length]
-
-
