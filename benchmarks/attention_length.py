@@ -1,78 +1,77 @@
 """Time and memory of one layer of every kind of attention against the length of the window, and where they cross.
 
 Time is the processor's (on a GPU the clock's), the shortest of half a second of calls; memory is what a call adds to
-the process at its peak. What would need more than about --gigabytes is left out.
+the process at its peak. What would need more than about 9 GB is left out.
 """
 
 import ctypes
+import math
 import time
+from copy import deepcopy
+from itertools import product
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from common import forget_peak, options_of, resident, shortest, torch, verdict
+from common import forget_peak, options_of, resident, torch, verdict
 from torch import nn
+from torch.utils.benchmark import Timer
 
-from selfdetr.attention import SelfAttention
-from selfdetr.variants import RelativeSelfAttention
+from selfdetr.attention import Anchors, CrossAttention, Memory, SelfAttention
 from selfdetr.deformable import DeformableCrossAttention, DeformableSelfAttention
 from selfdetr.plots import method_colours
 from selfdetr.speed import fuse
-from selfdetr.attention import CrossAttention
-from selfdetr.variants import MLPEncoder
+from selfdetr.variants import MLPEncoder, RelativeSelfAttention
 
 DIM, HEADS, QUERIES, DROPOUT = 256, 8, 40, 0.1
 LAYERS = {
     "encoder": {
-        "standard": lambda: SelfAttention(DIM, HEADS, DROPOUT),
-        "relative": lambda: RelativeSelfAttention(DIM, HEADS, DROPOUT),
-        "deformable": lambda: DeformableSelfAttention(DIM, HEADS),
-        "mlp": lambda: MLPEncoder(3, DIM),
+        "standard": SelfAttention(DIM, HEADS, DROPOUT),
+        "relative": RelativeSelfAttention(DIM, HEADS, DROPOUT),
+        "deformable": DeformableSelfAttention(DIM, HEADS),
+        "mlp": MLPEncoder(3, DIM),
     },
     "cross": {
-        "standard": lambda: CrossAttention(DIM, HEADS, DROPOUT, first=False),
-        "deformable": lambda: DeformableCrossAttention(DIM, HEADS),
+        "standard": CrossAttention(DIM, HEADS, DROPOUT, first=False),
+        "deformable": DeformableCrossAttention(DIM, HEADS),
     },
 }
 DESIGNS = {"standard": "detr", "relative": "relative", "deformable": "tadtr", "mlp": "rtd"}  # that attend so
 COLOURS = {kind: method_colours(DESIGNS.values())[design] for kind, design in DESIGNS.items()}
 MODES = {"detect": "detection, without maps", "train": "training, with maps"}
+LIMIT = 9  # gigabytes; what would need about more than that is left out
 AIM = 1.5  # deformable against standard cross-attention at 128 steps
 
 
-def inputs_of(place, batch, length, device):
+def inputs_of(place, batch, length, **more):
     "What a layer at a place is called with, besides `mask` and `maps`."
     torch.manual_seed(0)
-    memory = torch.randn(batch, length, DIM, device=device)
+    content, position = torch.randn(batch, length, DIM, **more), torch.randn(1, length, DIM, **more)
     if place == "encoder":
-        return memory, torch.randn(batch, length, DIM, device=device)
-    content, anchor, sine = (torch.randn(batch, QUERIES, DIM, device=device) for _ in range(3))
-    return content, anchor, sine, memory, torch.randn(1, length, DIM, device=device)
+        return content, position
+    segments = torch.rand(batch, QUERIES, 2, device=more["device"]) * torch.tensor([1, 0.2], device=more["device"])
+    x, embedded, sine = (torch.randn(batch, QUERIES, DIM, **more) for _ in range(3))
+    return x, Anchors(segments, embedded, sine), Memory(content, position)
 
 
 def make_call(place, kind, mode, batch, length, device):
     "A function that computes the layer once: forward, and in training backward from output and map."
-    layer, inputs = LAYERS[place][kind]().to(device), inputs_of(place, batch, length, device)
-    more = {}
-    if place == "cross":
-        centre = torch.rand(batch, QUERIES, 1, device=device)
-        more["segments"] = torch.cat([centre, 0.02 + 0.2 * torch.rand_like(centre)], -1)
-    if mode == "detect":
+    layer, training = deepcopy(LAYERS[place][kind]).to(device), mode == "train"
+    inputs = inputs_of(place, batch, length, device=device, requires_grad=training)
+    if not training:
         layer.eval()
-        return torch.no_grad()(lambda: layer(*inputs, maps=False, **more))
+        return torch.no_grad()(lambda: layer(*inputs, maps=False))
     if device.type == "cpu":
         fuse(nn.ModuleList([layer]))  # as models are trained there
-    for x in inputs:
-        x.requires_grad_()
 
     def step():
-        output, attention_map = layer(*inputs, **more)
+        output, attention_map = layer(*inputs)
         (output.sum() + attention_map.square().sum()).backward()
 
     return step
 
 
 def extra_memory(call, device):
-    "MB that a call takes at its peak beyond what there was before; None where the system does not tell."
+    "MB that a call takes at its peak beyond what there was before; NaN where the system does not tell."
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -80,7 +79,7 @@ def extra_memory(call, device):
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     ctypes.CDLL(None).malloc_trim(0)
     if not forget_peak():
-        return None
+        return math.nan
     before = resident("VmRSS")
     call()
     return resident() - before
@@ -96,15 +95,17 @@ def gigabytes(place, kind, mode, batch, length):
 def measure(options):
     "A row for every layer, mode and length: ms and MB."
     device, rows = torch.device(options.device), []
-    timer = time.process_time if options.device == "cpu" else None
-    for place, mode, kind in ((p, m, k) for p in LAYERS for m in MODES for k in LAYERS[p]):
-        for length in (2**i for i in range(4, 14) if 2**i <= options.longest):
-            if gigabytes(place, kind, mode, options.batch, length) <= options.gigabytes:
-                call = make_call(place, kind, mode, options.batch, length, device)
-                memory = extra_memory(call, device)
-                ms = 1e3 * shortest(call, 0.001 if options.smoke else 0.5, timer)
-                rows.append(dict(place=place, mode=mode, kind=kind, length=length, ms=ms, megabytes=memory))
-    return pd.DataFrame(rows).astype({"megabytes": float}).round(4)  # NaN where the system does not tell
+    clock = {"timer": time.process_time} if options.device == "cpu" else {}  # by the clock it waits for a GPU
+    seconds = 0.001 if options.smoke else 0.5
+    lengths = [2**i for i in range(4, 14) if 2**i <= options.longest]
+    for place, mode, kind, length in (row for p in LAYERS for row in product([p], MODES, LAYERS[p], lengths)):
+        if gigabytes(place, kind, mode, options.batch, length) <= LIMIT:
+            call = make_call(place, kind, mode, options.batch, length, device)
+            memory = extra_memory(call, device)
+            timer = Timer("call()", globals={"call": call}, **clock)  # of as many calls as fit into the seconds
+            rows.append(dict(place=place, mode=mode, kind=kind, length=length, megabytes=memory,
+                             ms=1e3 * min(timer.blocked_autorange(min_run_time=seconds).times)))  # fmt: skip
+    return pd.DataFrame(rows).round(4)
 
 
 def report(table):
@@ -113,42 +114,32 @@ def report(table):
         cells = rows.ms.map("{:.2f}".format) + rows.megabytes.map(" ({:.0f})".format)
         shown = rows.assign(cells=cells).pivot(index="kind", columns="length", values="cells").reindex(LAYERS[place])
         print(f"\n{place}, {MODES[mode]}: ms (MB) by length\n{shown.fillna('-').to_string()}")
-        ms = rows.pivot(index="length", columns="kind", values="ms")[["deformable", "standard"]].dropna()
-        ratio = ms.deformable / ms.standard
-        slower = ratio.index[ratio >= 1]
-        faster = ratio.index[ratio.index > (slower.max() if len(slower) else 0)]
-        known = 128 if 128 in ratio.index else ratio.index[-1]
-        aim = f" (aim {AIM}: {verdict(ratio[known], AIM)})" if place == "cross" else ""
-        start = f"faster from {faster[0]:,} on" if len(faster) else "never faster"
-        print(f"deformable / standard at {known}: {ratio[known]:.2f}{aim}; ", end="")
-        print(f"at {ratio.index[-1]:,}: {ratio.iloc[-1]:.3f}; {start}")
+        ms = rows.pivot(index="length", columns="kind", values="ms")
+        ratio = (ms.deformable / ms.standard).dropna()
+        print("deformable / standard:", ", ".join(f"{value:.3f} at {length:,}" for length, value in ratio.items()))
+        if place == "cross" and 128 in ratio:
+            print(f"aim at 128: at most {AIM}: {verdict(ratio[128], AIM)}")
 
 
 def draw(table, path):
     figure, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, layout="constrained")
     for column, place in zip(axes.T, LAYERS):
         for (mode, kind), rows in table[table.place == place].groupby(["mode", "kind"], sort=False):
+            style, label = ("-", kind) if mode == "detect" else ("--", None)
             for ax, what in zip(column, ("ms", "megabytes")):
                 values = rows[what].where(rows[what] > 0)  # 0 has no logarithm
-                style, label = ("-", kind) if mode == "detect" else ("--", None)
                 ax.loglog(rows.length, values, style, marker="o", markersize=3, color=COLOURS[kind], label=label)
-        name = "encoder self-attention" if place == "encoder" else f"cross-attention, {QUERIES} queries"
-        column[0].set_title(name)
+        column[0].set_title("encoder self-attention" if place == "encoder" else f"cross-attention, {QUERIES} queries")
         column[0].legend(frameon=False, fontsize="small")
-        column[1].set_xlabel("length of the window (steps)")
+        column[1].set_xlabel("length of the window (steps); dashed: training, with maps")
     axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("MB at the peak")
-    for style, mode in zip(("k-", "k--"), ("detect", "train")):
-        axes[1, 1].plot([], [], style, label=MODES[mode])
-    axes[1, 1].legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=100)
 
 
 def main(argv=None):
-    options = options_of(__doc__, argv, csv=dict(help="write all rows there"), plot=dict(help="write the curves there"),
+    options = options_of(__doc__, argv, csv=None, plot=None, device="cpu",
                          batch=dict(type=int, default=1, help="windows"), longest=dict(type=int, default=8192),
-                         gigabytes=dict(type=float, default=9.0, help="leave out what needs about more than that"),
-                         device=dict(choices=("cpu", "cuda")),
                          again=dict(help="read the rows from this CSV instead of measuring"))  # fmt: skip
     if options.smoke:
         options.longest = 32

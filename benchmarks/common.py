@@ -5,6 +5,7 @@ The calls of the package that train and detect stand here once. No script of its
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -16,62 +17,48 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import eager
 import pandas as pd
 import torch
-from torch.utils.benchmark import Timer
 
-from selfdetr.data import Batch, TimeGrid
+from selfdetr.data.timegrid import TimeGrid
+from selfdetr.data.windows import Batch, WindowConfig
+from selfdetr.designs import make_objective
 from selfdetr.feedback import FeedbackConfig
-from selfdetr.losses import LossConfig, SetCriterion
-from selfdetr.matcher import match
+from selfdetr.losses import LossConfig
 from selfdetr.model import ModelConfig, SelfDETR
-from selfdetr.study.spec import PROFILES
 from selfdetr.processes import make_fabric
+from selfdetr.study.spec import PROFILES
 from selfdetr.trainer import TrainConfig, prepare, train_step
 
-NOTES = {"paper": "the paper's size", "quick": "the quick profile", "tiny": "for --smoke, says nothing"}
-SIZES = ("paper", "quick")
-HOWS = {
-    "fast": "as the package trains",
-    "plain": "without its acceleration",
-    "eager": "a common eager implementation, benchmarks/eager.py",
-}
 GRID = TimeGrid(fps=24, stride=4, snippet=16)  # six steps a second
-TINY = dict(dim=16, heads=2, hidden=16, queries=4, encoder_layers=1, decoder_layers=2, norm_groups=4)
-
-
-# ---- options
+WARM_UP = 3  # steps, which pay for memory, for the optimiser's state and, on a GPU, for compiling
 
 
 def options_of(doc: str, argv: list[str] | None, **more: Any) -> argparse.Namespace:
     "The options of a script: --smoke and those named here, each a default or a dictionary for `add_argument`."
     usual = {
-        "size": dict(choices=SIZES, help="one size only"),
-        "how": dict(choices=tuple(HOWS), help="one way to train only"),
-        "device": dict(default="cpu", choices=("cpu", "cuda", "mps"), help="default: %(default)s"),
-        "threads": dict(type=int, default=1, help="CPU threads, default: %(default)s"),
+        "size": dict(choices=("paper", "quick"), help="one size only"),
+        "device": dict(choices=("cpu", "cuda"), help="default: %(default)s"),
+        "threads": dict(type=int, help="CPU threads, default: %(default)s"),
         "steps": dict(type=int, help="timed steps, default: %(default)s"),
-        "json": dict(action="store_true", help="print the raw values, for another program"),
+        "json": dict(action="store_true", help=argparse.SUPPRESS),  # for `apart`
+        "csv": dict(help="write all rows there"),
+        "plot": dict(help="write the picture there"),
     }
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="only see that the script runs, in seconds")
     for name, given in more.items():
         given = given if isinstance(given, dict) else {} if given is None else {"default": given}
-        parser.add_argument(f"--{name.replace('_', '-')}", **(usual.get(name, {}) | given))
+        parser.add_argument(f"--{name}", **(usual.get(name, {}) | given))
     options = parser.parse_args(argv)
-    counts = [n for n in vars(options).values() if isinstance(n, (int, float)) and not isinstance(n, bool)]
-    if any(n <= 0 for n in counts):
+    if any(type(n) in (int, float) and n <= 0 for n in vars(options).values()):
         parser.error("numbers must be above 0")
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    device = getattr(options, "device", "cpu")
-    if not there.get(device, lambda: True)():
-        parser.error(f"--device {device}: there is no such device here")
-    if "size" in more and options.smoke:
-        options.size = "tiny"
-    if "steps" in more and options.smoke:
-        options.steps = 2
-    torch.set_num_threads(getattr(options, "threads", None) or 1)
+    if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no such device here")
+    if options.smoke:
+        vars(options).update({name: value for name, value in dict(size="tiny", steps=2).items() if name in more})
+    torch.set_num_threads(getattr(options, "threads", 1))
     return options
 
 
@@ -85,17 +72,22 @@ def apart(script: str, *arguments: Any, threads: int = 1, start: tuple[str, ...]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# ---- what is measured
+class Size(NamedTuple):
+    "How large everything is."
+
+    model: ModelConfig
+    train: TrainConfig
+    steps: int = WindowConfig.length  # of a window
 
 
-def settings_of(size: str) -> tuple[ModelConfig, TrainConfig]:
-    "Model configuration, batch and window of a size."
-    if size == "paper":
-        return ModelConfig(), TrainConfig()
-    if size == "tiny":
-        return ModelConfig(channels=8, classes=3, **TINY), TrainConfig(window=16, batch=2)
-    quick = PROFILES["quick"]
-    return ModelConfig(channels=64, classes=5, **quick["model"]), TrainConfig(**quick["train"])
+QUICK = PROFILES["quick"]
+TINY = dict(dim=16, heads=2, hidden=16, queries=4, encoder_layers=1, decoder_layers=2, norm_groups=4)
+QUICK_MODEL = ModelConfig(channels=64, classes=5, **QUICK["model"])
+SIZES = {
+    "paper": Size(ModelConfig(), TrainConfig()),
+    "quick": Size(QUICK_MODEL, TrainConfig(**QUICK["train"]), QUICK["windows"]["length"]),
+    "tiny": Size(ModelConfig(channels=8, classes=3, **TINY), TrainConfig(batch=2), 16),
+}
 
 
 def make_model(config: ModelConfig) -> Any:
@@ -104,17 +96,17 @@ def make_model(config: ModelConfig) -> Any:
     return SelfDETR(config).eval()
 
 
-def make_batch(config: ModelConfig, train: TrainConfig) -> Batch:
+def make_batch(config: ModelConfig, count: int, steps: int) -> Batch:
     "Windows of noise with one to six instances each; what the features hold does not change the time."
     generator = torch.Generator().manual_seed(0)
     targets = []
-    for count in torch.randint(1, 7, (train.batch,), generator=generator).tolist():
-        width = 0.05 + 0.25 * torch.rand(count, generator=generator)
-        centre = width / 2 + (1 - width) * torch.rand(count, generator=generator)
-        labels = torch.randint(config.classes, (count,), generator=generator)
+    for instances in torch.randint(1, 7, (count,), generator=generator).tolist():
+        width = 0.05 + 0.25 * torch.rand(instances, generator=generator)
+        centre = width / 2 + (1 - width) * torch.rand(instances, generator=generator)
+        labels = torch.randint(config.classes, (instances,), generator=generator)
         targets.append({"segments": torch.stack((centre, width), -1), "labels": labels})
-    features = torch.randn(train.batch, train.window, config.channels, generator=generator)
-    return Batch(features, torch.zeros(train.batch, train.window, dtype=torch.bool), targets)
+    features = torch.randn(count, steps, config.channels, generator=generator)
+    return Batch(features, torch.zeros(count, steps, dtype=torch.bool), targets)
 
 
 class Setup(NamedTuple):
@@ -127,63 +119,49 @@ class Setup(NamedTuple):
     fabric: Any = None  # None: the eager model, which does without
 
 
-def training(
-    config: ModelConfig, train: TrainConfig, device: str = "cpu", how: str = "fast", feedback: bool = True
-) -> Setup:
+def training(size: Size, device: str = "cpu", how: str = "fast", feedback: bool = True) -> Setup:
     "`fast` and `plain` are the package's own step, `eager` is the step of `eager.py`."
-    model, batch = make_model(config), make_batch(config, train)
+    config, train, steps = size
+    model, batch = make_model(config), make_batch(config, train.batch, steps)
     if how == "eager":
-        import eager
-
-        torch.manual_seed(0)
         there = make_fabric(device, train.precision).device
         model, optimizer = eager.make(config, train, there)
         batch = batch._replace(features=batch.features.to(there), mask=batch.mask.to(there))
         return Setup(lambda: eager.train_step(model, optimizer, batch, train.clip), model, batch, there)
+    loss = LossConfig() if feedback else LossConfig(feedback_encoder=0, feedback_decoder=0)
+    objective = make_objective(model, loss, FeedbackConfig() if feedback else None)
     fabric, model, optimizer = prepare(model, train, device, fast=how == "fast")
-    mine = slice(fabric.global_rank, None, fabric.world_size)  # under torchrun a part of the batch, as in the trainer
-    batch = batch._replace(features=fabric.to_device(batch.features[mine]), mask=None, targets=batch.targets[mine])
+    own = slice(fabric.global_rank, None, fabric.world_size)  # under torchrun a part of the batch, as in the trainer
+    batch = Batch(fabric.to_device(batch.features[own]), None, batch.targets[own])
     model.train()
-    off = {} if feedback else dict(feedback_encoder=0, feedback_decoder=0)
-    losses = SetCriterion(LossConfig(**off)), FeedbackConfig() if feedback else None
 
     def step(batch: Batch = batch) -> Any:
-        return train_step(fabric, model, optimizer, *losses, batch, train.clip)
+        return train_step(fabric, model, optimizer, objective, batch, train.clip)
 
     return Setup(step, model, batch, fabric.device, fabric)
 
 
-def training_of(size: str, how: str = "fast", device: str = "cpu", precision: str = "32-true") -> Setup:
-    config, train = settings_of(size)
-    return training(config, replace(train, precision=precision), device, how)
-
-
-def watch(setup: Setup, now: Callable[[], Any]) -> dict[str, Any]:
-    "Note when the forward and the backward pass of a step begin and end, and what the model returned."
-    seen: dict[str, Any] = {}
-
-    def backward(*args: Any, run: Callable[..., Any] = setup.fabric.backward, **kwargs: Any) -> None:
-        seen["losses"] = now()
-        run(*args, **kwargs)
-        seen["backward"] = now()
-
-    setup.model.register_forward_pre_hook(lambda *_: seen.update(begin=now()))
-    setup.model.register_forward_hook(lambda model, args, output: seen.update(forward=now(), output=output))
-    setup.fabric.backward = backward
-    return seen
-
-
-def match_again(output: Any, batch: Batch) -> None:
-    match(output, batch.targets)
-
-
-# ---- how it is measured
+def training_of(options: Any, how: str = "fast") -> Setup:
+    "As the options of a script say."
+    size = SIZES[options.size]
+    train = replace(size.train, precision=getattr(options, "precision", size.train.precision))
+    return training(size._replace(train=train), options.device, how)
 
 
 def waiter(device: Any) -> Callable[[], Any]:
     "A function that waits until the device has finished."
-    kind = torch.device(device).type
-    return {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(kind, lambda: None)
+    return torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+
+
+def step_times(setup: Setup, steps: int = WARM_UP) -> list[list[float]]:
+    "Seconds of every step by the clock, and of the processor."
+    wait, times = waiter(setup.device), []
+    for _ in range(steps):
+        clock, processor = time.perf_counter(), time.process_time()
+        setup.step()
+        wait()
+        times.append((time.perf_counter() - clock, time.process_time() - processor))
+    return [list(each) for each in zip(*times)]
 
 
 def in_turns(rounds: int, device: Any, work: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
@@ -199,29 +177,11 @@ def in_turns(rounds: int, device: Any, work: dict[str, Callable[[], Any]]) -> di
     return times
 
 
-def shortest(call: Callable[[], Any], seconds: float = 0.5, timer: Callable[[], float] | None = None) -> float:
-    "The shortest time of a call, of as many as fit into the seconds; by the clock (that waits for a GPU) if not said."
-    clock = {} if timer is None else {"timer": timer}
-    found = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads(), **clock)  # type: ignore
-    return min(found.blocked_autorange(min_run_time=seconds).times)
-
-
-def resident(name: str = "VmHWM") -> float | None:
-    "The largest memory of this process so far, or with VmRSS the memory now, in MB; None where it cannot be known."
+def resident(name: str = "VmHWM") -> float:
+    "The largest memory of this process so far, or with VmRSS the memory now, in MB; NaN where Linux does not tell."
     status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name)) / 1e3
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def peak_memory(device: Any) -> float | None:
-    "The largest memory so far in MB: of the process on a CPU, allocated on a GPU."
-    kind = torch.device(device).type
-    return {"cuda": lambda: torch.cuda.max_memory_allocated(device) / 1e6, "mps": lambda: None}.get(kind, resident)()
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith(name)), math.nan)
 
 
 def forget_peak() -> bool:
@@ -241,9 +201,6 @@ def traced_peak(call: Callable[[], Any]) -> float:
     return most / 1e6
 
 
-# ---- what is printed
-
-
 def verdict(value: float, aim: float) -> str:
     return "met" if value <= aim else "MISSED"
 
@@ -253,9 +210,9 @@ def machine(device: str, **more: Any) -> str:
     return ", ".join([f"device {name}, torch {torch.__version__}", *(f"{key} {value}" for key, value in more.items())])
 
 
-def heading(size: str) -> str:
-    c, t = settings_of(size)
-    return (f"{size} ({NOTES[size]}): batch {t.batch}, {t.window} steps, {c.channels} channels, D {c.dim}, "
+def heading(name: str) -> str:
+    c, t, steps = SIZES[name]
+    return (f"{name}: batch {t.batch}, {steps} steps, {c.channels} channels, D {c.dim}, "
             f"{c.encoder_layers}+{c.decoder_layers} layers, {c.queries} queries, {c.classes} classes")  # fmt: skip
 
 
@@ -275,7 +232,3 @@ def ratios(times: dict[str, Any], to: str) -> str:
     "How many times longer the others take than one of them."
     middle = {name: statistics.median(values) for name, values in times.items()}
     return "; ".join(f"{name} / {to}: {middle[name] / middle[to]:.2f}" for name in middle if name != to)
-
-
-def noise(steps: int, channels: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((steps, channels), dtype=np.float32)

@@ -14,7 +14,6 @@ from selfdetr.segments import soft_nms
 THUMOS = dict(videos=212, classes=20, each=200, instances=3358, seconds=217.0)
 ACTIVITYNET = dict(videos=4728, classes=200, each=100, instances=7654, seconds=118.0)
 AIMS = {"THUMOS14": 0.15, "ActivityNet": 2.0, "soft-NMS": 0.5}  # seconds
-LEVELS = {"THUMOS14": (0.3, 0.4, 0.5, 0.6, 0.7), "ActivityNet": PROTOCOLS["activitynet13"].tiou}
 
 
 def make_results(videos, classes, each, instances, seconds, seed=0):
@@ -48,39 +47,15 @@ def overlap(start, end, starts, ends):
     return shared / ((end - start) + (ends - starts) - shared)
 
 
-def by_row(truth, found, tiou):
-    "The definition, detection by detection, with the tables as they are: AP, classes x tIoU."
+def by_definition(truth, found, tiou):
+    "The definition, detection by detection, a video at a time where it has instances of the class: AP, classes x tIoU."
     ap = []
     for label in sorted(truth.label.unique()):
-        mine = truth[truth.label == label].reset_index(drop=True)
-        videos = mine.groupby("video")
-        ranked = found[found.label == label].sort_values("score", ascending=False, kind="stable")
-        hits, taken = np.zeros((len(tiou), len(ranked)), bool), np.zeros((len(tiou), len(mine)), bool)
-        for i, (_, row) in enumerate(ranked.iterrows()):
-            if row["video"] not in videos.groups:
-                continue
-            instances = videos.get_group(row["video"])
-            iou = overlap(row["start"], row["end"], instances["start"].to_numpy(), instances["end"].to_numpy())
-            for t, threshold in enumerate(tiou):
-                for j in np.argsort(-iou, kind="stable"):
-                    if iou[j] < threshold:
-                        break
-                    if not taken[t, instances.index[j]]:
-                        taken[t, instances.index[j]] = hits[t, i] = True
-                        break
-        ap.append(average_precision(hits, len(mine)))
-    return np.array(ap)
-
-
-def by_array(truth, found, tiou):
-    "The same loop on arrays, a video at a time only where it has instances of the class."
-    ap = []
-    for label in sorted(truth.label.unique()):
-        mine = truth[truth.label == label]
+        own = truth[truth.label == label]
         ranked = found[found.label == label].sort_values("score", ascending=False, kind="stable")
         hits = np.zeros((len(tiou), len(ranked)), bool)
         rows = dict(tuple(ranked.reset_index(drop=True).groupby("video")))
-        for video, instances in mine.groupby("video"):
+        for video, instances in own.groupby("video"):
             if video not in rows:
                 continue
             place, there = rows[video].index.to_numpy(), instances[["start", "end"]].to_numpy()
@@ -94,7 +69,7 @@ def by_array(truth, found, tiou):
                     j = able.argmax()
                     if able[j] >= threshold:
                         free[t, j], hits[t, i] = False, True
-        ap.append(average_precision(hits, len(mine)))
+        ap.append(average_precision(hits, len(own)))
     return np.array(ap)
 
 
@@ -113,59 +88,44 @@ def soft_by_definition(segments, scores, groups, sigma=0.5, min_score=0.001):
     return np.array(kept)[order], np.array(values)[order]
 
 
-def timed(repeat, function, *args):
-    "The result and the shortest time."
+def timed(what, repeat, function, *args, aim=None):
+    "The result and the shortest time, which is printed."
     times = []
     for _ in range(repeat):
         started = time.perf_counter()
         result = function(*args)
         times.append(time.perf_counter() - started)
-    return result, min(times)
-
-
-def report(what, seconds, *rest, aim=None):
+    seconds = min(times)
     judged = f"  aim {aim:g} s: {verdict(seconds, aim)}" if aim else ""
-    print(f"{what:<40}{seconds:9.3f} s{judged}", *rest, flush=True)
+    print(f"{what:<40}{seconds:9.3f} s{judged}", flush=True)
+    return result, seconds
 
 
-def judge_thumos(size):
-    print(f"mAP, THUMOS14's size: {size['videos'] * size['each']:,} detections, {size['instances']:,} instances")
-    truth, found = make_results(**size)
-    ours, seconds = timed(5, evaluate, truth, found, LEVELS["THUMOS14"])
-    report("selfdetr.evaluation.evaluate", seconds, aim=AIMS["THUMOS14"])
-    for name, reference in {"loop over arrays": by_array, "loop over rows of tables": by_row}.items():
-        ap, slow = timed(1, reference, truth, found, LEVELS["THUMOS14"])
-        difference = np.abs(ap - ours.per_class.to_numpy()).max()
-        report(name, slow, f"  {slow / seconds:.0f} times ours, AP differs by {difference:.0e}")
-
-
-def judge_activitynet(size):
-    n = size["videos"] * size["each"]
-    print(f"\nmAP, ActivityNet's size: {n:,} detections, {size['instances']:,} instances, 10 tIoUs")
-    results = (*make_results(**size), LEVELS["ActivityNet"])
+def judge_map(name, size, tiou):
+    print(f"mAP, {name}'s size: {size['videos'] * size['each']:,} detections, {size['instances']:,} instances")
+    results = *make_results(**size), tiou
     peak = traced_peak(lambda: evaluate(*results)) * 1e6 / 2**30
-    seconds = timed(3, evaluate, *results)[1]
-    report("selfdetr.evaluation.evaluate", seconds, f"  {peak:.2f} GiB at most, aim 1 GiB: {verdict(peak, 1)}",
-           aim=AIMS["ActivityNet"])  # fmt: skip
+    ours, seconds = timed("selfdetr.evaluation.evaluate", 3, evaluate, *results, aim=AIMS[name])
+    print(f"memory: {peak:.2f} GiB at most, aim 1 GiB: {verdict(peak, 1)}")
+    return results, ours, seconds
 
 
 def judge_growth(sizes, path):
     "Cost against the number of detections, in ever more videos and in ever fuller ones."
-    same = dict(classes=20)
     kinds = {
-        "more videos": lambda n: same | dict(videos=n // 200, each=200, instances=n // 12, seconds=217.0),
-        "fuller videos": lambda n: same | dict(videos=50, each=n // 50, instances=n // 12, seconds=217.0 * n / 1e4),
+        "more videos": lambda n: dict(videos=n // 200, each=200, seconds=217.0),
+        "fuller videos": lambda n: dict(videos=50, each=n // 50, seconds=217.0 * n / 1e4),
     }
-    print("\nGrowth: seconds for " + ", ".join(f"{n:,}" for n in sizes) + " detections")
     figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    line = sizes * np.log(sizes)
     for (kind, make), colour in zip(kinds.items(), ("#0072B2", "#D55E00")):
-        times = [timed(3, evaluate, *make_results(**make(n)))[1] for n in sizes]
-        per = np.array(times) / (sizes * np.log(sizes))
-        print(f"{kind:<20}" + "".join(f"{t:9.3f}" for t in times), end="   ")
+        print(f"\n{kind}, 5 tIoUs")
+        times = [timed(f"{n:,} detections", 3, evaluate, *make_results(classes=20, instances=n // 12, **make(n)))[1]
+                 for n in sizes]  # fmt: skip
+        per = np.array(times) / line
         print(f"time / (n log n) changes by a factor of {per[-1] / per[0]:.2f}")
         ax.loglog(sizes, times, marker="o", color=colour, label=kind)
-    line = sizes * np.log(sizes)
-    ax.loglog(sizes, line * times[0] / line[0], "--", color="0.6", label="n log n")
+    ax.loglog(sizes, line * per[0], "--", color="0.6", label="n log n")
     ax.set(xlabel="detections", ylabel="seconds", title="evaluate, five tIoUs")
     ax.legend(frameon=False)
     if path:
@@ -182,19 +142,19 @@ def judge_soft_nms(videos, classes=20, each=200, here=8):
     long = np.where(near, length[which] * np.exp(rng.normal(0, 0.2, n)), rng.lognormal(1.2, 0.7, n))
     segments, scores = np.stack([start, start + long], -1), rng.uniform(size=n) ** 3
     print(f"\nSoft-NMS of {videos} videos x {classes} classes x {each} detections, half of them near {here} instances")
-    (kept, value), seconds = timed(3, soft_nms, segments, scores, groups)
-    report("selfdetr.segments.soft_nms", seconds, aim=AIMS["soft-NMS"])
-    (slow_kept, slow_value), slow = timed(1, soft_by_definition, segments, scores, groups)
-    same = np.array_equal(kept, slow_kept) and np.array_equal(value, slow_value)
-    bits = "the same bits" if same else "NOT the same bits"
-    report("group by group, by its definition", slow, f"  {slow / seconds:.0f} times ours, {bits}")
+    ours, seconds = timed("selfdetr.segments.soft_nms", 3, soft_nms, segments, scores, groups, aim=AIMS["soft-NMS"])
+    theirs, slow = timed("group by group, by its definition", 1, soft_by_definition, segments, scores, groups)
+    bits = "the same bits" if all(map(np.array_equal, ours, theirs)) else "NOT the same bits"
+    print(f"{slow / seconds:.0f} times ours, {bits}")
 
 
 def main(argv=None):
-    options = options_of(__doc__, argv, plot=dict(help="write the picture of the growth there"))
+    options = options_of(__doc__, argv, plot=None)
     few = dict(videos=6, each=20, instances=60) if options.smoke else {}
-    judge_thumos(THUMOS | few)
-    judge_activitynet(ACTIVITYNET | few)
+    results, ours, seconds = judge_map("THUMOS14", THUMOS | few, PROTOCOLS["thumos14-212"].tiou)
+    ap, slow = timed("a loop over arrays", 1, by_definition, *results)
+    print(f"{slow / seconds:.0f} times ours, AP differs by {np.abs(ap - ours.per_class.to_numpy()).max():.0e}\n")
+    judge_map("ActivityNet", ACTIVITYNET | few, PROTOCOLS["activitynet13"].tiou)
     sizes = np.array([1000, 3000]) if options.smoke else np.round(10 ** np.arange(4, 6.01, 0.5)).astype(int)
     judge_growth(sizes, options.plot)
     judge_soft_nms(videos=2 if options.smoke else 211)

@@ -8,14 +8,17 @@ disk. The files are written into a temporary folder that is removed at the end. 
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import noise, options_of, traced_peak
+from common import options_of, traced_peak
 
-from selfdetr.check import check_folder
-from selfdetr.data import find_data, load_dataset, training_windows
-from selfdetr.data.files import read_json
+from selfdetr.check.folder import check_folder
+from selfdetr.data.dataset import load_dataset
+from selfdetr.data.files import find_data, read_json
+from selfdetr.data.windows import training_windows
+from selfdetr.trainer import epoch_batches
 
 WHERE = dict(annotations="annotations/thumos14.json", features="i3d_features", stride=4, snippet=16)
 
@@ -30,7 +33,7 @@ def write_release(folder, count, channels, dtype):
         (folder / part).mkdir(parents=True)
     (folder / WHERE["annotations"]).write_text(json.dumps(whole))
     (folder / "dataset.json").write_text(json.dumps(WHERE))
-    features, total = noise(4096, channels).astype(dtype), 0
+    features, total = np.random.default_rng(0).standard_normal((4096, channels)).astype(dtype), 0
     for name, entry in whole["database"].items():
         steps = (round(entry["duration"] * entry["fps"]) - WHERE["snippet"]) // WHERE["stride"] + 1
         np.save(folder / "i3d_features" / f"{name}.npy", np.resize(features, (steps, channels)))
@@ -51,31 +54,25 @@ def timed(what, function, memory=False):
 def measure(folder):
     "Check, load and cut into windows."
     findings = timed("check_folder", lambda: check_folder(folder), memory=True)
-    mapped = timed("load_dataset, mapped", lambda: load_dataset(folder, in_memory=False), memory=True)
-    held = timed("load_dataset, in memory (float32)", lambda: load_dataset(folder))
-    for name, dataset in (("mapped", mapped), ("in memory", held)):
-        windows = timed(f"training_windows, {name}", lambda dataset=dataset: training_windows(dataset))
-        order = np.random.default_rng(0).permutation(len(windows))[: 16 * 32]
-        order = order[: len(order) // 16 * 16].reshape(-1, 16)
-        what = f"{len(order)} batches of 16 of {len(windows)}, {name}"
-        timed(what, lambda windows=windows, order=order: [windows.batch(indices) for indices in order])
+    for name, held in {"mapped": False, "in memory": True}.items():
+        dataset = timed(f"load_dataset, {name}", partial(load_dataset, folder, in_memory=held), memory=not held)
+        windows = timed(f"training_windows, {name}", partial(training_windows, dataset))
+        order = epoch_batches(len(windows), 16, 0, 0)[:32]
+        timed(f"{len(order)} batches of 16 of {len(windows)}, {name}", lambda: [*map(windows.batch, order)])  # noqa: B023
     return findings
 
 
 def main(argv=None):
     options = options_of(__doc__, argv, videos=dict(type=int, default=412, help="how many of the recordings"),
-                         channels=dict(type=int, default=2048), half=dict(action="store_true", help="write float16"),
-                         folder=dict(help="where the temporary folder is made"))  # fmt: skip
-    if options.smoke:
-        options.videos, options.channels = 4, 4
+                         half=dict(action="store_true", help="write float16"))  # fmt: skip
+    videos, channels = (4, 4) if options.smoke else (options.videos, 2048)
     if find_data("thumos14") is None:
         raise SystemExit("THUMOS14's annotations are not here; put them where find_data looks, see 20_files")
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         root, dtype = Path(folder) / "thumos14", np.float16 if options.half else np.float32
-        steps = timed("writing", lambda: write_release(root, options.videos, options.channels, dtype))
-        size = steps * options.channels * np.dtype(dtype).itemsize / 1e9
-        print(f"{options.videos} recordings, {steps:,} steps of {options.channels} channels, {size:.2f} GB on disk")
-        print(f"\n{measure(root)}")
+        steps = timed("writing", lambda: write_release(root, videos, channels, dtype))
+        size = steps * channels * np.dtype(dtype).itemsize / 1e9
+        print(f"{videos} recordings, {steps:,} steps of {channels} channels, {size:.2f} GB on disk\n\n{measure(root)}")
 
 
 if __name__ == "__main__":

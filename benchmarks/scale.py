@@ -2,9 +2,7 @@
 
 Every measurement runs in a process of its own, on one thread: processor time, the least of three readings, or of fewer
 once they take ten seconds together; and the most memory that was resident during the first, beyond what the process
-held when its model or its folder was ready. Recordings are sparse .npy files, mapped as real ones are. To the largest
-three sizes the law is fitted that the design leads to, a + b n or a n + b n^2; what is beyond the largest size is
-extrapolated by it and says so.
+held when its model or its folder was ready. Recordings are sparse .npy files, mapped as real ones are.
 """
 
 import argparse
@@ -12,25 +10,28 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from common import (GRID, ModelConfig, TrainConfig, apart, forget_peak, make_batch, make_model, options_of, replace,
-                    resident, torch, training, verdict)  # fmt: skip
+from common import (GRID, Size, apart, forget_peak, make_batch, make_model, options_of, resident, torch, training,
+                    verdict)  # fmt: skip
 from scipy.optimize import nnls
 
-from selfdetr.check import check_folder
-from selfdetr.data import Dataset, load_dataset, test_windows, training_windows
-from selfdetr.data.dataset import Video
+from selfdetr.check.folder import check_folder
+from selfdetr.data.dataset import Dataset, Video, load_dataset
+from selfdetr.data.windows import WindowConfig, training_windows
 from selfdetr.inference import InferenceConfig, detect, detect_dataset
-from selfdetr.trainer import epoch_batches
+from selfdetr.model import ModelConfig
+from selfdetr.trainer import TrainConfig, epoch_batches
 
 LIMIT = 3000  # MB of a training step of the paper's size
 
 
-# ---- what is measured: each of these gets ready and returns what is then timed
+# ---- what is measured: each of these gets ready in a folder and returns what is then timed
 
 
 def sparse(path, steps, channels):
@@ -47,24 +48,19 @@ def detection(folder, hours=0.3, **changes):
     return lambda: detect(model, path, GRID)
 
 
-def window(folder, steps, maps):
-    "The model on one window, with its maps and without."
+def window(steps, maps):
+    "The model on one window, with its maps or without."
     model = make_model(ModelConfig())
     features = torch.randn(1, steps, model.config.channels)
-
-    @torch.no_grad()
-    def look(features):
-        return model(features, maps=maps)
-
+    look = torch.no_grad()(lambda features=features: model(features, maps=maps))
     look(features[:, :64])
-    return lambda: look(features)
+    return look
 
 
-def train(folder, steps, batch=4, feedback=True):
+def train(steps, batch=4, feedback=True):
     "A training step."
-    config, settings = ModelConfig(), TrainConfig(window=steps, batch=batch)
-    setup = training(config, settings, feedback=feedback)
-    setup.step(make_batch(config, replace(settings, window=64, batch=1))._replace(mask=None))  # the optimiser's state
+    setup = training(Size(ModelConfig(), TrainConfig(batch=batch), steps), feedback=feedback)
+    setup.step(make_batch(ModelConfig(), 1, 64)._replace(mask=None))  # makes the optimiser's state
     return setup.step
 
 
@@ -72,8 +68,8 @@ def write_videos(folder, videos, steps=300, channels=64):
     "A data set of short recordings, four instances each, half of it for training."
     folder = Path(folder, "data")
     (folder / "features").mkdir(parents=True)
-    times = [[3.0 + 7 * i, 7.0 + 7 * i] for i in range(4)]
-    entry = {"duration": steps / 10, "annotations": [{"label": f"c{i}", "segment": t} for i, t in enumerate(times)]}
+    instances = [{"label": f"c{i}", "segment": [3.0 + 7 * i, 7.0 + 7 * i]} for i in range(4)]
+    entry = {"duration": steps / 10, "annotations": instances}
     database = {f"video_{i:06d}": {"subset": ("training", "test")[i % 2]} | entry for i in range(videos)}
     for name in database:
         sparse(folder / "features" / f"{name}.npy", steps, channels)
@@ -84,10 +80,10 @@ def write_videos(folder, videos, steps=300, channels=64):
 
 def index(folder, videos):
     "What a run does before its first step: read and hash a mapped data set, cut windows, order them, make a batch."
-    folder = write_videos(folder, videos)
+    write_videos(folder, videos)
 
     def read():
-        dataset = load_dataset(folder)
+        dataset = load_dataset(Path(folder, "data"))
         windows = training_windows(dataset, length=64)
         return dataset.hash(), windows.batch(epoch_batches(len(windows), 16, 0, 0)[0])
 
@@ -96,29 +92,23 @@ def index(folder, videos):
 
 def check(folder, videos):
     "Check a folder before anything is trained."
-    folder = write_videos(folder, videos)
-    return lambda: check_folder(folder)
+    return partial(check_folder, write_videos(folder, videos))
 
 
 def search(folder, videos):
-    "Detect in the test half of a data set with a small model; its windows are there."
+    "Detect in the test half of a data set with a small model."
     dataset = load_dataset(write_videos(folder, videos))
     small = dict(dim=32, heads=4, hidden=64, queries=10, decoder_layers=2, norm_groups=8)
     model = make_model(ModelConfig(channels=64, classes=4, **small))
-    windows = test_windows(dataset, length=256)
-    return lambda: detect_dataset(model, windows, InferenceConfig(window=256, most=20))
+    return lambda: detect_dataset(model, dataset, InferenceConfig(most=20), WindowConfig(256))
 
 
-def cutting(folder, hours):
+def cutting(hours):
     "Training windows of one recording with an instance every seven seconds; no features are needed."
     start = np.arange(0, hours * 3600 - 7, 7.0)
     segments, steps = np.stack([start, start + 4], axis=1), round(hours * 3600 * GRID.fps / GRID.stride)
     video = Video("one", "train", hours * 3600, GRID, steps, 0, segments, np.zeros(len(start), dtype=np.int64))
-    dataset = Dataset(Path("none"), ("action",), (video,), 64, None)
-    return lambda: training_windows(dataset)
-
-
-# ---- the series
+    return partial(training_windows, Dataset(Path("none"), ("action",), (video,), 64, None))
 
 
 class Series(NamedTuple):
@@ -133,20 +123,18 @@ class Series(NamedTuple):
     beyond: float | None = None  # extrapolated to
 
 
-HOURS, VIDEOS = (0.1, 1, 3, 10), (100, 1000, 3000, 10_000)
+VIDEOS = (100, 1000, 3000, 10_000)
 WINDOWS, STEPS = (64, 256, 1024, 2048, 4096), (64, 128, 256, 512, 1024)  # of detection; of training
-CHANNELS, QUERIES = (36, 256, 1024, 2048), (20, 40, 100, 300)
 SERIES = {
-    "recording": Series("detection in one recording", "hours", HOURS, detection, 1, 1, 100),
-    "channels": Series("detection, channels", "channels", CHANNELS, lambda f, n: detection(f, channels=n), 1, 1),
-    "queries": Series("detection, queries", "queries", QUERIES, lambda f, n: detection(f, queries=n), 1, 1),
-    "window": Series("one window, no maps", "steps", WINDOWS, lambda f, n: window(f, n, False), 1, 2, 16_384),
-    "window-maps": Series("one window, with maps", "steps", WINDOWS, lambda f, n: window(f, n, True), 2, 2, 16_384),
-    "training": Series("training step, feedback", "steps", STEPS, train, 2, 2, 4096),
-    "training-no-maps": Series("training step, no maps", "steps", STEPS, lambda f, n: train(f, n, feedback=False),
-                               2, 2, 4096),
-    "paper": Series("training step of the paper's size", "steps", (128,), lambda f, n: train(f, n, 16), 2, 2),
-    "cutting": Series("windows of one recording", "hours", (1, 10, 30, 100), cutting, 1, 1, 1000),
+    "recording": Series("detection in one recording", "hours", (0.1, 1, 3, 10), detection, 1, 1, 100),
+    "channels": Series("detection", "channels", (36, 256, 1024, 2048), lambda f, n: detection(f, channels=n), 1, 1),
+    "queries": Series("detection", "queries", (20, 40, 100, 300), lambda f, n: detection(f, queries=n), 1, 1),
+    "window": Series("one window, no maps", "steps", WINDOWS, lambda f, n: window(n, False), 1, 2, 16_384),
+    "window-maps": Series("one window, with maps", "steps", WINDOWS, lambda f, n: window(n, True), 2, 2, 16_384),
+    "training": Series("training, feedback", "steps", STEPS, lambda f, n: train(n), 2, 2, 4096),
+    "training-no-maps": Series("training, no maps", "steps", STEPS, lambda f, n: train(n, feedback=False), 2, 2, 4096),
+    "paper": Series("training step of the paper's size", "steps", (128,), lambda f, n: train(n, batch=16), 2, 2),
+    "cutting": Series("windows of one recording", "hours", (1, 10, 30, 100), lambda f, n: cutting(n), 1, 1, 1000),
     "index": Series("reading and hashing a data set", "videos", VIDEOS, index, 1, 1, 100_000),
     "check": Series("checking a data set", "videos", VIDEOS, check, 1, 1, 100_000),
     "search": Series("detection in a data set", "videos", VIDEOS, search, 1, 1, 100_000),
@@ -154,91 +142,62 @@ SERIES = {
 SMOKE = {"recording": (0.01,), "window": (64,), "training": (16,), "cutting": (0.1,), "index": (4,), "check": (4,)}
 
 
-# ---- measuring
-
-
-def time_of(work):
-    "Processor seconds of one call."
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def measure(name, size, folder):
+def measure(name, size, folder, readings=3):
     "Processor seconds and MB of one size. Runs alone in its process."
-    work = SERIES[name].make(folder, size)
+    work, seconds, peaks = SERIES[name].make(folder, size), [], []
     forget_peak()
-    before, seconds = resident(), [time_of(work)]
-    memory = resident() - before
-    while len(seconds) < 3 and sum(seconds) < 10:
-        seconds.append(time_of(work))
-    return {"seconds": min(seconds), "megabytes": memory}
+    before = resident()
+    while len(seconds) < readings and sum(seconds) < 10:
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+        peaks.append(resident())
+    return {"seconds": round(min(seconds), 3), "megabytes": round(peaks[0] - before, 3)}
 
 
 def measure_all(names, smoke):
     "A row for every size of these series."
     rows = []
-    for name in names:
-        series = SERIES[name]
+    for name, series in ((name, SERIES[name]) for name in names):
         for size in SMOKE.get(name, ()) if smoke else series.sizes:
             with tempfile.TemporaryDirectory() as folder:
-                options = ("--one", name, "--amount", size, "--folder", folder)
-                found = measure(name, size, folder) if smoke else apart(__file__, *options)
-            row = dict(series=name, size=size, unit=series.unit, kind="measured")
-            rows.append(row | {k: round(found[k], 3) for k in ("seconds", "megabytes")})
-            what = f"{series.title:<36}{size:>8g} {series.unit:<9}"
-            print(f"{what}{found['seconds']:9.2f} s{found['megabytes']:9.0f} MB", flush=True)
+                found = measure(name, size, folder, 1) if smoke else apart(__file__, "--one", name, size, folder)
+            rows.append(dict(series=name, size=size, unit=series.unit, kind="measured") | found)
+            print(f"{series.title:<36}{size:>8g} {series.unit:<9}", found, flush=True)
     return pd.DataFrame(rows)
-
-
-# ---- what follows from it
 
 
 def terms(sizes, power):
     "What the law adds up: 1 and n; or, where things grow with the square, n and n^2."
-    sizes = np.asarray(sizes, float)
-    return np.stack([sizes ** (power - 1), sizes**power], axis=-1)
+    return np.asarray(sizes, float)[..., None] ** (power - 1, power)
 
 
-def law(sizes, values, power):
+def law(rows, what, power):
     "The factors of the two terms, not negative, by least squares of the relative errors."
-    values = np.maximum(np.asarray(values, float), 1e-3)
-    return nnls(terms(sizes, power) / values[:, None], np.ones_like(values))[0]
-
-
-def follow(rows, what, power, size):
-    "The value at a size, by the law of these rows."
-    return float(terms(size, power) @ law(rows["size"], rows[what], power))
-
-
-def powers(series):
-    return {"seconds": series.seconds, "megabytes": series.memory}
+    values = np.maximum(rows[what].to_numpy(float), 1e-3)
+    return nnls(terms(rows["size"], power) / values[:, None], np.ones_like(values))[0]
 
 
 def fit(measured):
-    "A row a series: the law of the largest three sizes; and the largest as those before it would have foretold it."
-    rows = {}
-    for name, one in measured.groupby("series", sort=False):
-        for what, power in powers(SERIES[name]).items() if len(one) > 2 else ():
-            last = one.iloc[-1]
-            first, second = law(one["size"].tail(3), one[what].tail(3), power)
-            foretold = follow(one.iloc[-4:-1], what, power, last["size"]) / last[what]
-            text = f"{first:.3g} + {second:.3g} n" if power == 1 else f"{first:.3g} n + {second:.3g} n^2"
-            rows.setdefault(name, {"n": SERIES[name].unit}).update({what: text, f"{what}, foretold": f"{foretold:.2f}"})
-    return pd.DataFrame(rows).T
+    """The laws of the largest three sizes, a row a series; and rows of what they say beyond the largest.
 
-
-def extrapolate(measured):
-    "A row for every series that has a size beyond the measured, by the law of its largest three."
-    rows = []
+    With each law stands the largest size as those before it foretell it, over what was measured.
+    """
+    laws, beyond = {}, []
     for name, one in measured.groupby("series", sort=False):
-        series = SERIES[name]
-        if series.beyond is None or len(one) < 3:
+        series, last = SERIES[name], one.iloc[-1]
+        if len(one) < 3:
             continue
-        row = dict(series=name, size=series.beyond, unit=series.unit, kind="extrapolated")
-        values = {w: follow(one.tail(3), w, power, series.beyond) for w, power in powers(series).items()}
-        rows.append(row | {what: float(f"{value:.3g}") for what, value in values.items()})
-    return pd.DataFrame(rows)
+        laws[name] = {"n": series.unit}
+        far = dict(series=name, size=series.beyond, unit=series.unit, kind="extrapolated")
+        for what, power in {"seconds": series.seconds, "megabytes": series.memory}.items():
+            a, b = law(one.tail(3), what, power)
+            laws[name][what] = f"{a:.3g} + {b:.3g} n" if power == 1 else f"{a:.3g} n + {b:.3g} n^2"
+            foretold = terms(last["size"], power) @ law(one.iloc[-4:-1], what, power)
+            laws[name][f"{what}, foretold"] = f"{foretold / last[what]:.2f}"
+            far[what] = float(f"{terms(series.beyond or 0, power) @ (a, b):.3g}")
+        beyond += [far] if series.beyond else []
+    return pd.DataFrame(laws).T, pd.DataFrame(beyond)
 
 
 PANELS = {
@@ -251,20 +210,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's
 
 def plot(table, path):
     "Seconds above and memory below, over what grows; open marks and dashes are extrapolated."
-    import matplotlib.pyplot as plt
-
     figure, grid = plt.subplots(2, 3, figsize=(11, 7), sharex="col", layout="constrained")
     for column, (label, names) in zip(grid.T, PANELS.items()):
         for ax, what, unit in zip(column, ("seconds", "megabytes"), ("processor time, s", "memory, MB")):
             for name, colour, mark in zip(names, COLOURS, "osD^"):
-                rows = table[table.series == name]
-                known, guessed = rows[rows.kind == "measured"], rows[rows.kind == "extrapolated"]
-                seen = known[what].where(known[what] > 0)  # nothing, as memory may be, has no place on this axis
-                ax.loglog(known["size"], seen, color=colour, marker=mark, label=SERIES[name].title)
-                if len(guessed):
-                    both = pd.concat([known.tail(1), guessed])
-                    ax.loglog(both["size"], both[what], "--", color=colour)
-                    ax.loglog(guessed["size"], guessed[what], mark, color=colour, markerfacecolor="white")
+                rows = table[table.series == name].set_index("size")
+                far, values = rows.kind == "extrapolated", rows[what].where(rows[what] > 0)  # 0 has no logarithm
+                ax.loglog(values[~far], color=colour, marker=mark, label=SERIES[name].title)
+                ax.loglog(values[far], mark, color=colour, markerfacecolor="white")
+                ax.loglog(values.tail(1 + far.sum()), "--", color=colour, zorder=1)
             ax.set_ylabel(unit)
             ax.grid(alpha=0.3)
         column[1].set_xlabel(label)
@@ -274,15 +228,13 @@ def plot(table, path):
 
 
 def main(argv=None):
-    hidden = dict(help=argparse.SUPPRESS)
-    options = options_of(__doc__, argv, csv=dict(help="write all rows there"),
-                         plot=dict(help="write the picture there"),
+    options = options_of(__doc__, argv, csv=None, plot=None,
                          again=dict(help="read the measured rows from this CSV; measure only those of --only"),
                          only=dict(nargs="+", choices=tuple(SERIES), default=[], help="measure these series"),
-                         one=hidden, amount=hidden | dict(type=float), folder=hidden)  # fmt: skip
+                         one=dict(nargs=3, help=argparse.SUPPRESS))  # fmt: skip
     if options.one:
-        size = int(options.amount) if options.amount.is_integer() else options.amount
-        return print(json.dumps(measure(options.one, size, options.folder)))
+        name, size, folder = options.one
+        return print(json.dumps(measure(name, json.loads(size), folder, 1 if options.smoke else 3)))
     measured = measure_all(options.only if options.again else options.only or SERIES, options.smoke)
     if options.again:
         kept = pd.read_csv(options.again).query("kind == 'measured' and series not in @options.only")
@@ -291,11 +243,10 @@ def main(argv=None):
     for step in measured[measured.series == "paper"].megabytes:
         print(f"\ntraining step of the paper's size: {step:.0f} MB beyond model and features; "
               f"aim: under {LIMIT}: {verdict(step, LIMIT)}")  # fmt: skip
-    beyond = extrapolate(measured)
-    if len(beyond):
+    laws, beyond = fit(measured)
+    if len(laws):
         print("\nfitted to the largest three sizes; foretold: what those before it say of the largest, over what it is")
-        print(fit(measured).to_string())
-        print("\nEXTRAPOLATED, not measured\n" + beyond.to_string(index=False))
+        print(f"{laws.to_string()}\n\nEXTRAPOLATED, not measured\n{beyond.to_string(index=False)}")
     table = pd.concat([measured, beyond], ignore_index=True)
     if options.csv:
         table.to_csv(options.csv, index=False)

@@ -26,7 +26,7 @@ linux = pytest.mark.skipif(not PEAKS, reason="peaks of a process are read from /
 
 def peak_apart(series, size, folder):
     "MB that one measurement of benchmarks/scale.py takes beyond what was there before, in a process of its own."
-    command = [sys.executable, BENCHMARKS / "scale.py", "--one", series, "--amount", str(size), "--folder", folder]
+    command = [sys.executable, BENCHMARKS / "scale.py", "--smoke", "--one", series, str(size), folder]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return json.loads(done.stdout.splitlines()[-1])["megabytes"]
@@ -84,5 +84,3 @@ def test_the_report_takes_few_long_windows_at_a_time(monkeypatch):
         taken.clear()
         diversity.collapse_report(SelfDETR(TINY), windows)
         assert max(taken) == {128: 16, 256: 16, 512: 4, 4096: 1}[length]
-
-
