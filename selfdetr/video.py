@@ -35,10 +35,8 @@ from .processes import choose_device
 
 # %% ../nbs/52_features_from_video.ipynb #f3908be1
 @contextmanager
-def importing(
-    name: str,  # of a package of the extra `video`
-) -> Iterator[None]:
-    "Around an import: where it fails, an `ImportError` says how to install the package."
+def importing(name: str) -> Iterator[None]:
+    "Around the import of a package of the extra `video`; where it fails, an `ImportError` says how to install it."
     try:
         yield
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another PyTorch
@@ -51,9 +49,7 @@ class VideoError(DataError):
 
 
 @contextmanager
-def _container_of(
-    path: str | Path,
-) -> Iterator[Any]:  # PyAV's container
+def _container_of(path: str | Path) -> Iterator[Any]:  # PyAV's container
     "A file open for reading. `VideoError` when it is missing, damaged or no video; also for damage found later."
     with importing("av"):
         import av
@@ -88,9 +84,7 @@ def _moving_streams(
     return [stream for stream in streams if seen[stream.index] > 1]
 
 
-def _choose_stream(
-    path: str | Path,
-) -> int:  # its number in the file
+def _choose_stream(path: str | Path) -> int:  # its number in the file
     "The first video stream that moves; warns when there are others. `VideoError` when there is none."
     with _container_of(path) as container:
         moving = [stream.index for stream in _moving_streams(container)]
@@ -104,9 +98,7 @@ def _choose_stream(
 
 
 @contextmanager
-def _opened(
-    path: str | Path,
-) -> Iterator[tuple[Any, Any]]:  # PyAV's container, and its video stream
+def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:  # PyAV's container, and its video stream
     "A video open for decoding. `VideoError` as `_container_of` and `_choose_stream`."
     index = _choose_stream(path)
     with _container_of(path) as container:
@@ -123,10 +115,7 @@ class _Header(NamedTuple):
     seconds: float  # length
 
 
-def _read_header(
-    container: Any,
-    stream: Any,
-) -> _Header:
+def _read_header(container: Any, stream: Any) -> _Header:
     "Rate and length of an open video, without decoding."
     seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
     return _Header(float(stream.average_rate or stream.guessed_rate or 0), float(seconds))
@@ -216,17 +205,13 @@ class Extractor:
     device: torch.device = torch.device("cpu")
     half: bool = False  # write float16, and on a GPU compute with it
 
-    def frame(
-        self, picture: np.ndarray,  # (height, width, 3) uint8
-    ) -> Tensor:  # (3, height, width), on the device
-        "One frame, prepared."
+    def frame(self, picture: np.ndarray) -> Tensor:  # (3, height, width), on the device
+        "One picture (height, width, 3) of uint8, prepared."
         return self.prepare(torch.from_numpy(picture).to(self.device).permute(2, 0, 1)[None])[:, 0]
 
     @torch.no_grad()
-    def __call__(
-        self, clips: Tensor,  # (batch, 3, snippet, height, width)
-    ) -> np.ndarray:  # (batch, channels) float32
-        "The features of some snippets. `DataError` where the network cannot compute them."
+    def __call__(self, clips: Tensor) -> np.ndarray:  # (batch, channels) float32
+        "The features of clips (batch, 3, snippet, height, width). `DataError` where the network cannot compute them."
         try:
             with torch.autocast("cuda", torch.float16, enabled=self.half and self.device.type == "cuda"):
                 out = self.network(clips)
@@ -237,10 +222,8 @@ class Extractor:
         return out.float().reshape(*out.shape[:2], -1).mean(dim=2).cpu().numpy()
 
 # %% ../nbs/52_features_from_video.ipynb #3731cc08
-def remove_head(
-    network: nn.Module,  # changed in place
-) -> nn.Module:
-    "Take off the classifier: what is called `fc`, `classifier` or `head`, else the last linear layer."
+def remove_head(network: nn.Module) -> nn.Module:
+    "Take off the classifier, in place: what is called `fc`, `classifier` or `head`, else the last linear layer."
     names = [name for name in ("fc", "classifier", "head") if isinstance(getattr(network, name, None), nn.Module)]
     names += [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
     if not names:
@@ -310,7 +293,7 @@ def _hub_network(
 def make_extractor(
     name: str = "r3d_18",  # a video network of torchvision's, or "hub:owner/repo:model"
     weights: str = "DEFAULT",  # by name, or "none" for random ones
-    device: str = "auto",  # see `selfdetr.trainer.choose_device`
+    device: str = "auto",  # see `selfdetr.processes.choose_device`
     half: bool = False,  # write float16, and on a GPU compute with it
 ) -> Extractor:
     "An `Extractor` by name. `DataError` for what is not known or cannot be fetched; the device is looked for first."
@@ -357,17 +340,12 @@ def extract(
     return features, frames
 
 # %% ../nbs/52_features_from_video.ipynb #509b8f35
-def _write_json(
-    path: Path,
-    content: Mapping[str, Any],
-) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     "Write a JSON file, whole or not at all."
     write_whole(path, json.dumps(content, indent=1))
 
 
-def read_entries(
-    folder: Path,
-) -> dict[str, Any]:  # video -> what videos.json says of it
+def read_entries(folder: Path) -> dict[str, Any]:  # video -> what videos.json says of it
     "What has been written so far."
     path = folder / "videos.json"
     found = read_json(path).get("database", {}) if path.exists() else {}
@@ -392,12 +370,8 @@ def _save_features(
         _write_json(folder / "videos.json", {"database": read_entries(folder) | {name: entry}})
 
 
-def _is_complete(
-    folder: Path,
-    name: str,  # of the video
-    entries: Mapping[str, Any],  # of videos.json
-) -> bool:
-    "Are the features of a video there, and whole?"
+def _is_complete(folder: Path, name: str, entries: Mapping[str, Any]) -> bool:
+    "Are the features of a video there, and as long as its entry in videos.json says?"
     try:
         features = read_features(folder / "features" / f"{name}.npy")
     except DataError:
@@ -463,10 +437,8 @@ def _choose_rate(
     return rate, misfits
 
 # %% ../nbs/52_features_from_video.ipynb #f0d4d4b8
-def _read_headers(
-    videos: Mapping[str, Path],
-) -> tuple[dict[Path, _Header], dict[Path, str]]:  # headers; why the videos that cannot be opened cannot
-    "The header of each video."
+def _read_headers(videos: Mapping[str, Path]) -> tuple[dict[Path, _Header], dict[Path, str]]:
+    "The header of each video; for those that cannot be opened the reason."
     headers: dict[Path, _Header] = {}
     failed: dict[Path, str] = {}
     for path in videos.values():
