@@ -989,6 +989,6 @@ d = { 'settings': { 'branch': 'main',
                                 'selfdetr.video.find_videos': ('features_from_video.html#find_videos', 'selfdetr/video.py'),
                                 'selfdetr.video.importing': ('features_from_video.html#importing', 'selfdetr/video.py'),
                                 'selfdetr.video.make_extractor': ('features_from_video.html#make_extractor', 'selfdetr/video.py'),
-                                'selfdetr.video.read_entries': ('features_from_video.html#read_entries', 'selfdetr/video.py'),
                                 'selfdetr.video.read_frames': ('features_from_video.html#read_frames', 'selfdetr/video.py'),
+                                'selfdetr.video.read_video_entries': ('features_from_video.html#read_video_entries', 'selfdetr/video.py'),
                                 'selfdetr.video.remove_head': ('features_from_video.html#remove_head', 'selfdetr/video.py')}}}

@@ -50,7 +50,7 @@ from selfdetr.model import ModelConfig
 from selfdetr.simulate import make_dataset
 from selfdetr.study.cache import seal
 from selfdetr.study import RunSpec, read_run, read_table, runs, write_claims
-from selfdetr.video import read_entries
+from selfdetr.video import read_video_entries
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -438,7 +438,7 @@ READERS = {
     "run, history": ("run/history.csv", hostile_csv, show_run, 4),
     "table": ("here/table9.json", hostile_json, lambda f: read_table(f / "here/table9.json"), 3),
     "claims": ("here/table9.json", hostile_json, lambda f: write_claims(f).read_text(), 3, "claims.md"),
-    "extracted": ("videos.json", hostile_json, read_entries, 4),
+    "extracted": ("videos.json", hostile_json, read_video_entries, 4),
 }  # fmt: skip
 SHARES = sum(share for _, _, _, share, *_ in READERS.values())
 USUAL = 700  # inputs of an ordinary run, always the same ones

@@ -13,7 +13,7 @@ from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
 from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.relational import DesignLoss
-from selfdetr.trainer import HISTORY_COLUMNS, TrainConfig, epoch_batches, learning_rate, _process_seed, train
+from selfdetr.trainer import HISTORY_COLUMNS, TrainConfig, _process_seed, epoch_batches, learning_rate, train
 
 SIZES = dict(channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_groups=2, decoder_layers=2)
 CONFIG = TrainConfig(epochs=3, batch=4, lr=1e-3, milestones=(2,))

@@ -201,7 +201,7 @@ def test_steps_and_duration_of_short_videos(tmp_path, frames):
             extract(path, make(), TimeGrid(25, 4, 16))
         return
     extract_all([path], tmp_path / "data")
-    entry = video.read_entries(tmp_path / "data")["film"]
+    entry = video.read_video_entries(tmp_path / "data")["film"]
     assert entry["steps"] == wanted_steps(frames, 16, 4) and entry["duration"] == frames / 25
 
 
@@ -305,7 +305,7 @@ def test_a_bad_video_is_named_and_the_others_are_done(films, tmp_path, kind, say
     message = failed[films / "aa_bad.mkv"]
     assert message.startswith(f"{films / 'aa_bad.mkv'}: ") and says in message and "\n" not in message
     assert sorted(path.name for path in (tmp_path / "data" / "features").iterdir()) == ["a.npy", "b.npy", "c.npy"]
-    assert set(video.read_entries(tmp_path / "data")) == {"a", "b", "c"}
+    assert set(video.read_video_entries(tmp_path / "data")) == {"a", "b", "c"}
 
 
 def test_a_codec_that_nobody_knows(tmp_path):
@@ -458,7 +458,7 @@ def test_a_second_run_does_only_what_is_missing(films, tmp_path):
     whole = (data / "features" / "b.npy").read_bytes()
     (data / "features" / "b.npy").write_bytes(whole[:-8])
     video._write_json(data / "videos.json", {"database": {
-        name: entry for name, entry in video.read_entries(data).items() if name != "c"}})
+        name: entry for name, entry in video.read_video_entries(data).items() if name != "c"}})
     assert extract_all([films], data)[0] == ["a", "b", "c"]
     assert (data / "features" / "b.npy").read_bytes() == whole
     assert extract_all([films], data, overwrite=True)[0] == ["a", "b", "c"]
@@ -477,7 +477,7 @@ def test_an_interrupted_run_leaves_whole_files_only(films, tmp_path, monkeypatch
         patch.setattr(video, "read_frames", stop_in_b)
         with pytest.raises(KeyboardInterrupt):
             extract_all([films], tmp_path / "data")
-    assert list(stamps(tmp_path / "data")) == ["a.npy"] and set(video.read_entries(tmp_path / "data")) == {"a"}
+    assert list(stamps(tmp_path / "data")) == ["a.npy"] and set(video.read_video_entries(tmp_path / "data")) == {"a"}
     assert extract_all([films], tmp_path / "data")[0] == ["b", "c"]
 
 
@@ -499,7 +499,7 @@ def test_runs_may_share_a_folder(tmp_path):
     values = np.zeros((3, 2), np.float32)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: video._save_features(tmp_path, f"v{i}", values, 28, 25.0), range(24)))
-    assert len(video.read_entries(tmp_path)) == 24 and not list(tmp_path.rglob("*.part"))
+    assert len(video.read_video_entries(tmp_path)) == 24 and not list(tmp_path.rglob("*.part"))
 
 
 def test_two_runs_that_write_one_video_leave_it_whole(tmp_path, monkeypatch):
@@ -695,7 +695,7 @@ def test_from_video_to_detections(tmp_path):
     for name, frames in {"a.mp4": 90, "b.mkv": 100, "c.avi": 110}.items():
         flashes(films / name, frames, range(15, 25))
     extract_all([films], data)
-    entries = video.read_entries(data)
+    entries = video.read_video_entries(data)
     for name, entry in entries.items():
         entry["subset"] = "test" if name == "c" else "training"
         entry["annotations"] = [{"label": "flash", "segment": [0.6, 1.0]}]

@@ -322,12 +322,12 @@ def _import_table(options: argparse.Namespace) -> None:
 def _data_folder(path: str) -> Path:
     "The folder of a data set. DataError or OSError where features could not be written into it; makes nothing."
     from selfdetr.data.releases import read_settings
-    from selfdetr.video import read_entries
+    from selfdetr.video import read_video_entries
 
     folder = Path(path)
     check_writable(folder / "features")
     read_settings(folder)
-    read_entries(folder)
+    read_video_entries(folder)
     return folder
 
 
