@@ -13,7 +13,7 @@ from test_data_dataset import SPOILED
 
 from selfdetr import data
 from selfdetr.check.folder import _round_to_steps, check_folder
-from selfdetr.data import DataError, TimeGrid, load_dataset
+from selfdetr.data import DataError, TimeGrid, files, load_dataset
 
 
 def test_a_clean_folder_has_no_finding(tiny_folder):
@@ -164,7 +164,7 @@ def thumos_layout(folder, names, turned):
     source = data.find_data("thumos14")
     if source is None:
         pytest.skip("the THUMOS14 annotations are not on this machine")
-    whole = data.read_json(source / "annotations.json")
+    whole = files.read_json(source / "annotations.json")
     whole["database"] = {name: whole["database"][name] for name in names}
     (folder / "annotations").mkdir(parents=True)
     (folder / "i3d_features").mkdir()

@@ -16,6 +16,7 @@ from selfdetr.data.releases import RELEASES, compare_rates, stated_rates
 from selfdetr.data.timegrid import TimeGrid
 from selfdetr.data.windows import training_windows
 from selfdetr.fusion import read_video_scores
+from selfdetr.study.compute import judge_detections
 
 SOME = ("video_validation_0000051", "video_validation_0000053", "video_test_0000004", "video_test_0000270")
 
@@ -166,7 +167,7 @@ def test_folders_that_are_judged_differently_have_different_hashes(activitynet):
         path.write_text(json.dumps(content))
         loaded = load_dataset(activitynet, release="activitynet13")
         found = loaded.ground_truth("test").assign(score=0.9)
-        scores.append(study.judge_detections(found, loaded).average)
+        scores.append(judge_detections(found, loaded).average)
         hashes.append(loaded.hash())
         content["database"]["--id5"]["annotations"] *= 2
     assert scores[0] == 1 and scores[1] < 0.9 and hashes[0] != hashes[1]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from selfdetr import data
+from selfdetr.data import files
+
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -46,21 +47,21 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path):
 
     from selfdetr import plots
 
-    path = plots.save(plt.figure(figsize=(1, 1)), tmp_path / "table.png")
+    path = plots.save_picture(plt.figure(figsize=(1, 1)), tmp_path / "table.png")
     before = path.read_bytes()
     message = re.escape(f"{path}: cannot be written (File too large); make room there")
     with pytest.raises(OSError, match=message), longest_file(100):
-        plots.save(plt.figure(figsize=(1, 1)), path)
+        plots.save_picture(plt.figure(figsize=(1, 1)), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     plt.close("all")
 
 
 def test_the_parts_of_killed_writers_are_removed_and_those_of_others_are_not(tmp_path):
-    path = data.write_whole(tmp_path / "table.json", "old")
+    path = files.write_whole(tmp_path / "table.json", "old")
     dead, living, other = (tmp_path / f".{name}.part" for name in ("table.json.0", "table.json.1", "table2.json.0"))
     for part in (dead, living, other):
         part.write_text("ha")
     for part in (dead, other):
         os.utime(part, (time.time() - 7200,) * 2)
-    data.write_whole(path, "new")
+    files.write_whole(path, "new")
     assert path.read_text() == "new" and not dead.exists() and living.exists() and other.exists()

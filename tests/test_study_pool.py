@@ -13,7 +13,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from small_runs import ROWS, SMALL, assert_same_run, flip, make_table, visible
 
 from selfdetr import study
-from selfdetr.data import Dataset, features
+from selfdetr.data import dataset, features
 from selfdetr.resume import STATE
 from selfdetr.study import cache, compute, pool
 from selfdetr.study.compute import run_hash
@@ -77,8 +77,8 @@ ENDS = """
 import multiprocessing, os, signal, time
 from selfdetr.study import pool
 
-pool.attempt = os.getpid
-pids = pool.in_workers([()] * 3, 3)
+pool._attempt = os.getpid
+pids = pool._in_workers([()] * 3, 3)
 assert os.getpid() not in pids
 left = multiprocessing.active_children()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -105,9 +105,9 @@ def busy(path):
     Path(path).touch()
     time.sleep(100)
 
-pool.attempt = busy
+pool._attempt = busy
 print("begins", flush=True)
-pool.in_workers([(path,) for path in sys.argv[1:]], 2)
+pool._in_workers([(path,) for path in sys.argv[1:]], 2)
 """
 
 
@@ -135,9 +135,9 @@ def test_an_interrupt_stops_a_study_and_its_workers(tmp_path):
 def test_a_study_reads_every_feature_file_once_and_hashes_once(tiny_folder, tmp_path, monkeypatch):
     "Four runs of a data set of five videos."
     reads, hashes = [], []
-    read, digest = features.READERS["npy"], Dataset._digest
+    read, digest = features.READERS["npy"], dataset._digest
     monkeypatch.setitem(features.READERS, "npy", lambda path: (reads.append(path.name), read(path))[1])
-    monkeypatch.setattr(Dataset, "_digest", lambda data: (hashes.append(1), digest(data))[1])
+    monkeypatch.setattr(dataset, "_digest", lambda data: (hashes.append(1), digest(data))[1])
     table = make_table(ROWS, 2, tiny_folder, tmp_path)
     assert len(visible(tmp_path)) == 4 and table.content["data"]
     assert len(reads) == len(set(reads)) == 5 and len(hashes) == 1
