@@ -52,8 +52,8 @@ def without_noise():
     "Denoising queries that are the instances, the same in every process."
     return patch.multiple(
         denoising,
-        noise_segments=lambda segments, positive, noise: segments.clamp(noise.smallest, 1 - noise.smallest),
-        noise_labels=lambda labels, classes, noise: labels,
+        _noise_segments=lambda segments, positive, noise: segments.clamp(noise.smallest, 1 - noise.smallest),
+        _noise_labels=lambda labels, classes, noise: labels,
     )
 
 
