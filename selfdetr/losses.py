@@ -127,7 +127,7 @@ class SetCriterion:
     def __call__(
         self,
         output: Output,
-        targets: list[dict[str, Tensor]],  # one a window: segments (n, 2) centre/width, labels (n,)
+        targets: list[dict[str, Tensor]],  # one per window: segments (n, 2) centre/width, labels (n,)
     ) -> dict[str, Tensor]:  # unweighted scalar terms
         device = output.logits.device
         matches = match(output, targets, self.cost)
