@@ -100,7 +100,7 @@ _LONG = 256  # queries and keys from which on a CPU, too, attends in the fused k
 
 def _in_tiles(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
     "Whether the fused kernel spares a CPU the scores: of long windows, with heads of one width and no dropout."
-    # An export must not ask for the length: its windows are of any.
+    # An export must not ask for the length: its windows may have any.
     if torch.compiler.is_compiling() or dropout:
         return False
     return min(q.shape[2], k.shape[2]) >= _LONG and q.shape[3] == v.shape[3]

@@ -63,7 +63,7 @@ def _noise_segments(
     return se_to_cw(moved.clamp(0, 1)).clamp(noise.smallest, 1 - noise.smallest)
 
 # %% ../nbs/13_denoising.ipynb #d4b3a00c
-Targets = list[dict[str, Tensor]]  # one a window: segments (n, 2) centre/width, labels (n,)
+Targets = list[dict[str, Tensor]]  # one per window: segments (n, 2) centre/width, labels (n,)
 
 
 def _count_groups(
@@ -174,7 +174,7 @@ class Proposals(nn.Module):
 # %% ../nbs/13_denoising.ipynb #17deb1af
 @dataclass
 class DenoisedOutput(Output):
-    "What a DINO returns in training: the matching queries as ever, the denoising queries and the proposals."
+    "What a DINO returns in training: the matching queries as always, the denoising queries and the proposals."
 
     denoised_logits: Tensor  # (layers, batch, slots, classes)
     denoised_segments: Tensor  # (layers, batch, slots, 2)

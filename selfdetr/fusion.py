@@ -40,7 +40,7 @@ def read_video_scores(
 ) -> pd.DataFrame:  # video, label, score
     """Class scores of whole videos.
 
-    {"results": {video: [{"label", "score"}, ...]}}, or {"class": [labels], "results": {video: [a score a class]}}.
+    {"results": {video: [{"label", "score"}, ...]}}, or {"class": [labels], "results": {video: [a score per class]}}.
     DataError names the video that is wrong.
     """
     content, name = (source, "the dictionary") if isinstance(source, Mapping) else (read_json(source), source)

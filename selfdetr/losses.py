@@ -44,7 +44,7 @@ def name_layers(
     name: str,
     values: Tensor,  # (layers,)
 ) -> dict[str, Tensor]:  # scalars: name for the last layer, name_0, name_1, ... for the earlier ones
-    "One loss term a layer."
+    "One loss term per layer."
     *early, last = values.unbind()
     return {name: last} | {f"{name}_{i}": value for i, value in enumerate(early)}
 
@@ -127,7 +127,7 @@ class SetCriterion:
     def __call__(
         self,
         output: Output,
-        targets: list[dict[str, Tensor]],  # one a window: segments (n, 2) centre/width, labels (n,)
+        targets: list[dict[str, Tensor]],  # one per window: segments (n, 2) centre/width, labels (n,)
     ) -> dict[str, Tensor]:  # unweighted scalar terms
         device = output.logits.device
         matches = match(output, targets, self.cost)

@@ -82,7 +82,7 @@ class Matches:
 @torch.no_grad()
 def match(
     output: Output,  # of a batch
-    targets: list[dict[str, Tensor]],  # one a window: segments (n, 2) centre/width, labels (n,); n may be 0
+    targets: list[dict[str, Tensor]],  # one per window: segments (n, 2) centre/width, labels (n,); n may be 0
     cost: MatchCost = MatchCost(),
 ) -> Matches:
     """Optimal one-to-one assignment for every layer and window, one copy from device to host (Eq. 7).

@@ -138,7 +138,7 @@ def plot_maps(
     axes: Any = None,  # (methods, layers) axes
     labels: tuple[str, str] = ("key step", "query step"),
 ) -> np.ndarray:
-    """Maps of several methods, one row a method and one column a layer, all on one colour scale; returns the axes.
+    """Maps of several methods, one row per method and one column per layer, all on one colour scale; returns the axes.
 
     A method with fewer layers than the others (or none) leaves its places empty.
     """
@@ -190,7 +190,7 @@ def plot_diversity(
     axes: Any = None,  # one axes a part
     value: str = "diversity",  # the column that is drawn: "diversity" or "relative"
 ) -> np.ndarray:
-    """Diversity by layer, one panel for each part of the model and one line a method; returns the axes.
+    """Diversity by layer, one panel for each part of the model and one line per method; returns the axes.
 
     The band, or the bar, is the 95% interval of the mean over seeds; without it there is only one seed.
     """
@@ -276,12 +276,12 @@ def _panels(n: int) -> np.ndarray:
 
 # %% ../nbs/44_plots.ipynb #9b0eab06
 def plot_losses(
-    history: pd.DataFrame | Mapping[str, pd.DataFrame],  # columns step and one a term; of one run, or method -> run
+    history: pd.DataFrame | Mapping[str, pd.DataFrame],  # columns step and one per term; of one run, or method -> run
     terms: Sequence[str] | None = None,  # by default every column that is not step, epoch, lr or seconds
     smooth: float = 0.05,  # span of the running mean, as a share of the run
     axes: Any = None,  # one axes a term
 ) -> np.ndarray:
-    """Loss terms over the steps of training, raw (faint) and smoothed; returns the axes, one a term."""
+    """Loss terms over the steps of training, raw (faint) and smoothed; returns the axes, one per term."""
     runs = {"": history} if isinstance(history, pd.DataFrame) else dict(history)
     found = dict.fromkeys(column for run in runs.values() for column in run.columns if column not in _NOT_TERMS)
     terms = list(found) if terms is None else list(terms)
@@ -329,7 +329,7 @@ def _dots(ax: Axes, y: int, values: np.ndarray, summary: np.ndarray, colour: str
 
 
 def _hollow(ax: Axes, values: pd.Series) -> None:
-    """The paper's numbers, one a row, as hollow diamonds; edged with white, to be seen on a dark dot."""
+    """The paper's numbers, one per row, as hollow diamonds; edged with white, to be seen on a dark dot."""
     [diamonds] = ax.plot(values, np.arange(len(values)), "D", markersize=6)
     diamonds.set(markerfacecolor="none", markeredgecolor="black")
     diamonds.set(zorder=3, path_effects=[withStroke(linewidth=3, foreground="white")])

@@ -81,7 +81,7 @@ class OverlapCriterion(SetCriterion):
     def __call__(
         self,
         output: Output,
-        targets: list[dict[str, Tensor]],  # one a window: segments (n, 2) centre/width, labels (n,)
+        targets: list[dict[str, Tensor]],  # one per window: segments (n, 2) centre/width, labels (n,)
     ) -> dict[str, Tensor]:  # unweighted scalar terms
         terms = super().__call__(output, targets)
         if self.config.query_overlap:

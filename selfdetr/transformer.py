@@ -88,7 +88,7 @@ class EncoderLayer(nn.Module):
 
 # %% ../nbs/02_transformer.ipynb #c48de50b
 def stack_maps(
-    maps: Sequence[Tensor | None],  # one a layer, (batch, rows, columns); None or without rows: there is none
+    maps: Sequence[Tensor | None],  # one per layer, (batch, rows, columns); None or without rows: there is none
     rows: Tensor,  # (batch, rows, dim) what attends
     columns: Tensor,  # (batch, columns, dim) what is attended to
 ) -> Tensor:  # (layers, batch, rows, columns), of no layers where there are no maps
@@ -109,7 +109,7 @@ def start_alike(layers: Iterable[nn.Module]) -> nn.ModuleList:
 
 # %% ../nbs/02_transformer.ipynb #c48de509
 class Encoder(nn.Module):
-    "Encoder layers with content-scaled positions; returns the memory and one map a layer."
+    "Encoder layers with content-scaled positions; returns the memory and one map per layer."
 
     def __init__(
         self,

@@ -139,7 +139,7 @@ class Measured(NamedTuple):
 
     @property
     def excess(self) -> float:
-        "How many times too long the features are, as `selfdetr.data.excess` has it."
+        "How many times too long the features are, as `selfdetr.data.releases.excess` has it."
         return excess(self.steps, self.duration, self.grid) if self.grid else 1.0
 
     @property

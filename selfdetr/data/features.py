@@ -157,7 +157,7 @@ def resize_features(
 # %% ../../nbs/25_features.ipynb #3f60c0a9
 @dataclass(frozen=True)
 class FeatureFiles:
-    "Where the features of a data set lie, one file a video, and how they are read."
+    "Where the features of a data set lie, one file per video, and how they are read."
     folder: Path
     prefix: str = ""  # of the file names, before the name of the video
     feature_format: FeatureFormat = "npy"

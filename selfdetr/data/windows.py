@@ -46,7 +46,7 @@ def _window_targets(
     start: np.ndarray,  # (windows,) first steps
     valid: np.ndarray,  # (windows,) valid steps
     keep: float,  # smallest share of an instance that must lie inside
-) -> tuple[list[Target], np.ndarray]:  # a target a window; (windows, n) which instance is in which window
+) -> tuple[list[Target], np.ndarray]:  # a target per window; (windows, n) which instance is in which window
     "The instances of each window: centre and width, normalised by the window's valid steps, and labels."
     left, span = (start - 0.5)[:, None, None], valid[:, None, None]
     inside = np.clip(segments[None], left, left + span)
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
     "What a model trains on."
     features: Tensor  # (batch, length, channels) float32, zero where padded
     mask: Tensor  # (batch, length) bool, True = padding; None where a trainer knows that nothing is padded
-    targets: list[Target]  # one a window: "segments" (n, 2) centre and width in [0, 1], "labels" (n,)
+    targets: list[Target]  # one per window: "segments" (n, 2) centre and width in [0, 1], "labels" (n,)
 
 # %% ../../nbs/27_windows.ipynb #16b6332d
 @dataclass(eq=False)
@@ -73,7 +73,7 @@ class Windows:
     video: np.ndarray  # (windows,) index into dataset.videos
     start: np.ndarray  # (windows,) first step
     valid: np.ndarray  # (windows,) steps that are not padding
-    targets: list[Target]  # one a window
+    targets: list[Target]  # one per window
     lost: int  # instances that are in no window: too long for one, or beyond the last feature
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ def _targets_in_turn(
     valid: np.ndarray,  # (windows,) valid steps
     keep: float,  # smallest share of an instance that must lie inside
     many: int = 64,  # windows at a time
-) -> tuple[list[Target], int]:  # a target a window; how many instances are in none
+) -> tuple[list[Target], int]:  # a target per window; how many instances are in none
     "What `_window_targets` finds, with each few windows compared only to the instances near them."
     targets: list[Target] = []
     placed = np.zeros(len(segments), dtype=bool)
