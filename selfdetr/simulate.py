@@ -6,6 +6,7 @@
 __all__ = ['SimulatorConfig', 'make_dataset']
 
 # %% ../nbs/28_simulate.ipynb #fb03bf46
+import contextlib
 import json
 import os
 import shutil
@@ -210,7 +211,7 @@ def _read_timing(
         content["database"][name]["annotations"] = entry.annotations
     return content["database"]
 
-
+# %% ../nbs/28_simulate.ipynb #70b18f1c
 def _write_features(database: dict, folder: Path, config: SimulatorConfig, seed: int) -> None:
     "Simulate every video of a database into `folder/features`."
     index = {label: i for i, label in enumerate(_label_classes(database))}
@@ -222,7 +223,15 @@ def _write_features(database: dict, folder: Path, config: SimulatorConfig, seed:
         actions = [(index[label], start, end) for label, start, end in sorted(set(known))]
         np.save(folder / "features" / f"{name}.npy", _simulate_features(name, steps, actions, grid, config, seed))
 
+# %% ../nbs/28_simulate.ipynb #2d8cec45
+def _check_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
+    "The folder, if it holds the data set of that recipe; else a DataError."
+    with contextlib.suppress(DataError):
+        if read_json(folder / "simulated.json") == recipe:
+            return folder
+    raise DataError(f"{folder}: exists and is not this simulated data set; choose another folder or delete it")
 
+# %% ../nbs/28_simulate.ipynb #7ace0e21
 def make_dataset(
     folder: str | Path,  # is made; its parent too
     seed: int = 0,
@@ -240,13 +249,7 @@ def make_dataset(
     text = json.dumps({"version": "simulated", "database": database})
     recipe = {"seed": seed, "annotations": zlib.crc32(text.encode()), **json.loads(json.dumps(asdict(config)))}
     if folder.exists():
-        try:
-            found: Any = read_json(folder / "simulated.json")
-        except DataError:
-            found = None
-        if found == recipe:
-            return folder
-        raise DataError(f"{folder}: exists and is not this simulated data set; choose another folder or delete it")
+        return _check_recipe(folder, recipe)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
