@@ -277,6 +277,9 @@ def test_settings_of_detection_and_of_windows_can_be_changed(detector):
     assert (other.inference.min_score, other.windows.length, other.windows.test_overlap) == (0.5, 64, 0.25)
     with pytest.raises(TypeError, match="colour"):
         detector.using(colour=1)
+    for name in ("overlap", "keep"):  # of training windows: a detector has no use for them
+        with pytest.raises(TypeError, match=name):
+            detector.using(**{name: 0.5})
 
 
 def changed(name, **values):
