@@ -309,8 +309,9 @@ def _subset_errors(
         for subset in names:
             if subset not in annotated:
                 near = similar_name(subset, annotated)
-                advice = f"did you mean {shown(near)}?" if near else "name one of these"
-                yield DataError(f"{where}: no video is in subset {shown(subset)} (found: {found}); {advice}")
+                instead = f"did you mean {shown(near)}? Name it" if near else "name one of those"
+                what = f"no video is in subset {shown(subset)}, named for {split} (found: {found})"
+                yield DataError(f"{where}: {what}; {instead}: {advice}")
             elif taken.setdefault(subset, split) != split:
                 yield DataError(f"{where}: subset {shown(subset)} is both train and test; name another for one of them")
         usual = [] if names else [name for name in annotated if SPELLINGS.get(name) == split and not annotated[name]]
