@@ -39,10 +39,15 @@ def test_help_is_quick_and_judging_does_not_load_torch(tmp_path):
     "Half a second for the help on an idle machine; here only what is imported is looked at."
     code = "import sys, selfdetr.cli as cli\ntry: cli.main({})\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
     heavy = {"torch", "pandas", "matplotlib"}
-    calls = {"--help": heavy, "data --help": heavy, "evaluate --help": {"torch"}, "evaluate lost lost": {"torch"}}
+    calls = {"--help": heavy, "data --help": heavy, "detect --help": heavy, "features --help": heavy,
+             "data check --help": {"torch", "matplotlib"}, "evaluate --help": {"torch", "matplotlib"},
+             "evaluate TRUTH DETECTIONS --recall --diagnose --json JSON": {"torch", "matplotlib"}}
+    truth = {"database": {"a": {"annotations": [{"label": "run", "segment": [1, 2]}]}}}
+    detections = {"results": {"a": [{"label": "run", "segment": [1, 2], "score": 0.5}]}}
+    (tmp_path / "TRUTH").write_text(json.dumps(truth)), (tmp_path / "DETECTIONS").write_text(json.dumps(detections))
     for arguments, absent in calls.items():
         command = [sys.executable, "-c", code.format(arguments.split())]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
         assert [name for name in absent if f"'{name}'" in done.stdout] == [], arguments
 
 
