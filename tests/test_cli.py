@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import selfdetr.check.folder as check_module
+from models import some_model
+
 from selfdetr import inference, video
 from selfdetr.check.folder import check_folder
 from selfdetr.check.tables import import_segments
@@ -21,7 +22,6 @@ from selfdetr.data.dataset import load_dataset
 from selfdetr.data.releases import read_settings
 from selfdetr.data.files import find_data
 from selfdetr.data.windows import WindowConfig
-from selfdetr.designs import make_model
 from selfdetr.detector import Detector, export_detector, save_detector
 from selfdetr.diagnosis import diagnose
 from selfdetr.evaluation import Evaluation, evaluate
@@ -29,7 +29,6 @@ from selfdetr.inference import InferenceConfig
 from selfdetr.checkpoint import save_model
 from selfdetr.report import picture_formats
 from selfdetr.study import spec
-from selfdetr.variants import DesignConfig
 
 
 # One command.
@@ -327,17 +326,6 @@ def test_options_of_the_import(tmp_path, capsys):
 
 
 OPTIONS, WINDOWS = InferenceConfig(batch=5), WindowConfig(length=32)
-SIZE = dict(dim=32, heads=4, hidden=32, queries=8, norm_groups=4, encoder_layers=1, decoder_layers=2)
-
-
-def some_model(**changes):
-    "A model whose scores differ from window to window, which those of an untrained one hardly do."
-    torch.manual_seed(3)
-    model = make_model(DesignConfig(channels=8, classes=3, **SIZE, **changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.fixture(scope="module")
