@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-import selfdetr.check.folder as check_module
 from models import some_model
 
+import selfdetr.check.folder as check_module
 from selfdetr import inference, video
 from selfdetr.check.folder import check_folder
 from selfdetr.check.tables import import_segments
