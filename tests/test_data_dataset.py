@@ -156,7 +156,7 @@ def test_bad_input_is_refused_with_its_place_and_advice(folder, spoil, words, in
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (dict(classes=["jump"]), ["video 'a'", "unknown label 'run'", "jump"]),
+    (dict(classes=["jump"]), ["video 'a'", "unknown label 'run' (5 times)", "jump"]),
     (dict(train="dev"), ["subset 'dev'", "named for train", "found: test, training", "dataset.json"]),
     (dict(train=[]), ["train", "unclear"]),
     (dict(train="test"), ["both train and test"]),
