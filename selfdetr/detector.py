@@ -11,7 +11,7 @@ import json
 import statistics
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -233,8 +233,8 @@ class Detector:
         return cls(*_read_model(Path(path), device))
 
     def using(self, **changes: Any) -> "Detector":
-        "The same model with other settings: fields of InferenceConfig or WindowConfig, for instance min_score=0.1."
-        cut = {each.name: changes.pop(each.name) for each in fields(WindowConfig) if each.name in changes}
+        "The same model with other settings: fields of InferenceConfig, and length and test_overlap of its windows."
+        cut = {name: changes.pop(name) for name in ("length", "test_overlap") if name in changes}
         windows, inference = replace(self.config.windows, **cut), replace(self.config.inference, **changes)
         return replace(self, config=replace(self.config, windows=windows, inference=inference))
 

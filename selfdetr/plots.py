@@ -21,10 +21,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 from torch import Tensor
 
-from .report import drawn, use_fallbacks, write_picture
+from .report import drawn, interval, use_fallbacks, write_picture
 
 # %% ../nbs/44_plots.ipynb #f711a936
 TRUTH_COLOUR = "#D55E00"  # of the ground truth
@@ -72,15 +71,6 @@ def _axes(axes: Any, rows: int, columns: int, figsize: tuple[float, float], **kw
     if given.size != rows * columns:
         raise ValueError(f"{rows} x {columns} axes are needed for this picture, {given.size} were given")
     return given.reshape(rows, columns)
-
-
-def _interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean, lower and upper end of Student's interval; both ends NaN for fewer than two values."""
-    x = np.asarray(values, dtype=float)
-    if len(x) < 2:
-        return (float(x[0]) if len(x) else np.nan), np.nan, np.nan
-    half = stats.t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
 def _say(ax: Axes, text: str) -> None:
@@ -169,14 +159,15 @@ PART_TITLES = {"encoder": "encoder self-attention", "decoder": "decoder self-att
 
 def _line(ax: Axes, frame: pd.DataFrame, value: str, colour: str, name: str, shift: float | None = None) -> None:
     """Mean over seeds by layer, with its interval: a band, or with a shift along the axis thin bars."""
-    by_layer = frame.groupby("layer")[value].apply(lambda x: pd.Series(_interval(x.to_numpy()))).unstack()
+    by_layer = frame.groupby("layer")[value].apply(lambda x: pd.Series(interval(x.to_numpy()), dtype=float)).unstack()
     layers, style = by_layer.index.to_numpy(), method_line(name)
-    [line] = ax.plot(layers + (shift or 0), by_layer[0], "o" + style, color=colour, label=drawn(name), markersize=4)
+    mean, low, high = (by_layer[column].to_numpy() for column in ("mean", "low", "high"))
+    [line] = ax.plot(layers + (shift or 0), mean, "o" + style, color=colour, label=drawn(name), markersize=4)
     line.set_markerfacecolor(colour if style == "-" else "white")
     if shift is None:
-        ax.fill_between(layers, by_layer[1].to_numpy(), by_layer[2].to_numpy(), color=colour, alpha=0.2, linewidth=0)
+        ax.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
     else:
-        ax.vlines(layers + shift, by_layer[1], by_layer[2], color=colour, linewidth=0.8)
+        ax.vlines(layers + shift, low, high, color=colour, linewidth=0.8)
     ax.set_xticks(sorted({*layers, *(round(tick) for line in ax.lines for tick in np.asarray(line.get_xdata()))}))
 
 
@@ -310,7 +301,7 @@ def _summary(table: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, np.ndarr
     records = []
     for row in table["rows"]:
         name = row["name"]
-        own = dict(zip(("mean", "low", "high"), _interval(seeds[name])))
+        own = interval(seeds[name])
         delta = row["delta"] or {"mean": paired[name].mean() if name in paired else np.nan}
         records.append({**own, **{f"delta_{key}": delta.get(key) for key in own}, "paper": paper[name],
                         "paper_delta": paper[name] - paper[baseline] if name in paired else np.nan})

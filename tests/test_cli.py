@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from models import some_model
 
 import selfdetr.check.folder as check_module
 from selfdetr import inference, video
@@ -21,7 +21,6 @@ from selfdetr.data.dataset import load_dataset
 from selfdetr.data.releases import read_settings
 from selfdetr.data.files import find_data
 from selfdetr.data.windows import WindowConfig
-from selfdetr.designs import make_model
 from selfdetr.detector import Detector, export_detector, save_detector
 from selfdetr.diagnosis import diagnose
 from selfdetr.evaluation import Evaluation, evaluate
@@ -29,7 +28,6 @@ from selfdetr.inference import InferenceConfig
 from selfdetr.checkpoint import save_model
 from selfdetr.report import picture_formats
 from selfdetr.study import spec
-from selfdetr.variants import DesignConfig
 
 
 # One command.
@@ -39,10 +37,15 @@ def test_help_is_quick_and_judging_does_not_load_torch(tmp_path):
     "Half a second for the help on an idle machine; here only what is imported is looked at."
     code = "import sys, selfdetr.cli as cli\ntry: cli.main({})\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
     heavy = {"torch", "pandas", "matplotlib"}
-    calls = {"--help": heavy, "data --help": heavy, "evaluate --help": {"torch"}, "evaluate lost lost": {"torch"}}
+    calls = {"--help": heavy, "data --help": heavy, "detect --help": heavy, "features --help": heavy,
+             "data check --help": {"torch", "matplotlib"}, "evaluate --help": {"torch", "matplotlib"},
+             "evaluate TRUTH DETECTIONS --recall --diagnose --json JSON": {"torch", "matplotlib"}}
+    truth = {"database": {"a": {"annotations": [{"label": "run", "segment": [1, 2]}]}}}
+    detections = {"results": {"a": [{"label": "run", "segment": [1, 2], "score": 0.5}]}}
+    (tmp_path / "TRUTH").write_text(json.dumps(truth)), (tmp_path / "DETECTIONS").write_text(json.dumps(detections))
     for arguments, absent in calls.items():
         command = [sys.executable, "-c", code.format(arguments.split())]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
         assert [name for name in absent if f"'{name}'" in done.stdout] == [], arguments
 
 
@@ -322,17 +325,6 @@ def test_options_of_the_import(tmp_path, capsys):
 
 
 OPTIONS, WINDOWS = InferenceConfig(batch=5), WindowConfig(length=32)
-SIZE = dict(dim=32, heads=4, hidden=32, queries=8, norm_groups=4, encoder_layers=1, decoder_layers=2)
-
-
-def some_model(**changes):
-    "A model whose scores differ from window to window, which those of an untrained one hardly do."
-    torch.manual_seed(3)
-    model = make_model(DesignConfig(channels=8, classes=3, **SIZE, **changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -156,8 +156,8 @@ def test_bad_input_is_refused_with_its_place_and_advice(folder, spoil, words, in
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (dict(classes=["jump"]), ["video 'a'", "unknown label 'run'", "jump"]),
-    (dict(train="dev"), ["subset 'dev'", "found: test, training"]),
+    (dict(classes=["jump"]), ["video 'a'", "unknown label 'run' (5 times)", "jump"]),
+    (dict(train="dev"), ["subset 'dev'", "named for train", "found: test, training", "dataset.json"]),
     (dict(train=[]), ["train", "unclear"]),
     (dict(train="test"), ["both train and test"]),
     (dict(test="tst"), ["subset 'tst'", "did you mean 'test'?"]),
@@ -201,6 +201,13 @@ def test_arguments_come_before_dataset_json(folder):
     other = load_dataset(folder, train="Training", test="test", classes=["jump"], ignore_labels=["run"])
     assert [video.split for video in other.videos] == ["train"] * 3 + ["test"] * 2
     assert other.classes == ("jump",) and len(other.report["ignored"]) == 5
+
+
+def test_options_may_be_numbers_and_names_of_numpy(folder):
+    given = dict(classes=["jump", "run"], resize=8, min_seconds=1.0, in_memory=True)
+    of_numpy = dict(classes=np.unique(["run", "jump"]), resize=np.int64(8), min_seconds=np.float32(1),
+                    in_memory=np.True_)
+    assert load_dataset(folder, **of_numpy).hash() == load_dataset(folder, **given).hash()
 
 
 def test_a_place_in_another_form_is_found(folder, dataset):

@@ -11,30 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import close, refused, some_model
 
 from selfdetr import detector as module
 from selfdetr.checkpoint import save_model
 from selfdetr.data.dataset import load_dataset
 from selfdetr.data.features import drop_pages, resize_features
-from selfdetr.data.files import DataError
 from selfdetr.data.timegrid import TimeGrid
 from selfdetr.data.windows import WindowConfig
 from selfdetr.detector import Detector, read_detector, save_detector, write_detector
 from selfdetr.inference import InferenceConfig, detect, detect_dataset
-from selfdetr.model import ModelConfig, SelfDETR
 
 OPTIONS, SHORT = InferenceConfig(batch=5), WindowConfig(length=32)
-SIZE = dict(dim=32, heads=4, hidden=32, queries=8, norm_groups=4, encoder_layers=1, decoder_layers=2)
-
-
-def some_model():
-    "A model whose scores differ from window to window, which those of an untrained one hardly do."
-    torch.manual_seed(3)
-    model = SelfDETR(ModelConfig(channels=8, classes=3, **SIZE)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +57,6 @@ def detector(made):
 def files(tiny_folder, dataset):
     "The feature files of the test recordings, as they were before standardisation."
     return [tiny_folder / "features" / f"{video.name}.npy" for video in dataset.split("test")]
-
-
-def refused(action):
-    with pytest.raises(DataError) as error:
-        action()
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def close(one, other, columns=("start", "end", "score"), atol=1e-4):
-    return one.label.tolist() == other.label.tolist() and np.allclose(one[[*columns]], other[[*columns]], atol=atol)
 
 
 def test_raw_files_give_what_the_standardised_data_set_gives(detector, dataset, files):
@@ -277,6 +254,9 @@ def test_settings_of_detection_and_of_windows_can_be_changed(detector):
     assert (other.inference.min_score, other.windows.length, other.windows.test_overlap) == (0.5, 64, 0.25)
     with pytest.raises(TypeError, match="colour"):
         detector.using(colour=1)
+    for name in ("overlap", "keep"):  # of training windows: a detector has no use for them
+        with pytest.raises(TypeError, match=name):
+            detector.using(**{name: 0.5})
 
 
 def changed(name, **values):

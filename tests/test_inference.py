@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import SIZE, some_model
 
 from selfdetr.data.dataset import load_dataset
 from selfdetr.data.timegrid import TimeGrid
@@ -17,7 +18,6 @@ from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.segments import elementwise_iou
 
 row = st.tuples(st.sampled_from("uv"), st.integers(0, 9), st.integers(0, 5), st.sampled_from("AB"), st.integers(0, 9))
-SIZE = dict(dim=32, heads=4, hidden=32, queries=8, norm_groups=4, encoder_layers=1, decoder_layers=2)
 SHORT = WindowConfig(length=32)
 
 
@@ -29,13 +29,7 @@ def some_detections(draw, most=25):
 
 @pytest.fixture(scope="module")
 def model():
-    "A model whose scores differ from window to window, which those of an untrained one hardly do."
-    torch.manual_seed(3)
-    model = SelfDETR(ModelConfig(channels=8, classes=3, **SIZE)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model
+    return some_model()
 
 
 @torch.no_grad()

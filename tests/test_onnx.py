@@ -10,42 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from models import close, refused, some_model
 
 from selfdetr import onnx
-from selfdetr.data.files import DataError
 from selfdetr.data.timegrid import TimeGrid
 from selfdetr.data.windows import WindowConfig
-from selfdetr.designs import make_model
-from selfdetr.variants import DesignConfig
 from selfdetr.detector import Detector, DetectorConfig, export_detector, write_detector
 from selfdetr.inference import InferenceConfig
 from selfdetr.onnx import export_onnx
 
-SIZE = dict(dim=32, heads=4, hidden=32, queries=8, norm_groups=4, encoder_layers=1, decoder_layers=2)
 CONFIG = DetectorConfig(
     ("a", "b", "c"), TimeGrid(10), False, None, (), (), WindowConfig(length=32), InferenceConfig(batch=5)
 )
-
-
-def some_model(**changes):
-    "A model whose scores differ from window to window, which those of an untrained one hardly do."
-    torch.manual_seed(3)
-    model = make_model(DesignConfig(channels=8, classes=3, **SIZE, **changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model
-
-
-def refused(action):
-    with pytest.raises(DataError) as error:
-        action()
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def close(one, other, columns=("start", "end", "score"), atol=1e-4):
-    return one.label.tolist() == other.label.tolist() and np.allclose(one[[*columns]], other[[*columns]], atol=atol)
 
 
 CPU = "CPUExecutionProvider"

@@ -187,10 +187,12 @@ def offered():
     """What the packages offer, `package.name` -> the module that defines it, by the branches of their `__getattr__`."""
     found = {}
     for folder, path in FACES.items():
-        package = ".".join(folder.relative_to(ROOT).parts)
+        parts = folder.relative_to(ROOT).parts
+        package = ".".join(parts)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.If) and isinstance(node.body[0], ast.ImportFrom):
-                home = ".".join(filter(None, [package, node.body[0].module, node.body[0].names[0].name]))
+                above = parts[: len(parts) + 1 - node.body[0].level]
+                home = ".".join([*above, *filter(None, [node.body[0].module]), node.body[0].names[0].name])
                 names = [part.value for part in ast.walk(node.test) if isinstance(part, ast.Constant)]
                 assert set(names) <= defined(home), f"{home} does not define what {package} says"
                 found |= {f"{package}.{name}": home for name in names}

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from .arguments import Parser, argument, number, output_file, run_command
 from ..data.files import DataError, check_writable, keep_apart, write_whole
@@ -177,13 +177,19 @@ def _detect(options: argparse.Namespace) -> None:
     print(f"{options.output}: {len(found)} detections of {found.label.nunique()} classes; recordings: {len(steps)}")
 
 # %% ../../nbs/57_commands.ipynb #1e712553
+def _picture_file(text: str) -> Path:
+    "The name of a picture to be written. Matplotlib, which says the formats, is loaded for one that is asked for."
+    from selfdetr.report import picture_formats
+
+    return output_file(*picture_formats())(text)
+
+
 def _add_evaluate(parser: Parser) -> None:
     "The arguments of `selfdetr evaluate`."
     from selfdetr.protocols import PROTOCOLS, choose_protocol
-    from selfdetr.report import picture_formats
 
     parser.epilog = "example: selfdetr evaluate annotations.json detections.json --subset validation --diagnose"
-    file, share, formats = output_file(), number(above=0, most=1), picture_formats()
+    file, share = output_file(), number(above=0, most=1)
     parser.add_argument("ground_truth", help='annotation JSON: {"database": {video: {"subset", "annotations": [...]}}}')
     parser.add_argument("detections", help='results JSON: {"results": {video: [{"label", "segment", "score"}]}}')
     parser.add_argument("--protocol", type=argument(choose_protocol), metavar="NAME",
@@ -196,8 +202,8 @@ def _add_evaluate(parser: Parser) -> None:
     parser.add_argument("--diagnose", action="store_true", help="also the kinds of errors and what they cost")
     parser.add_argument("--json", type=file, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--markdown", type=file, metavar="FILE", help="write everything as Markdown")
-    parser.add_argument("--plot", type=output_file(*formats), metavar="FILE",
-                        help=f"write the picture (.{', .'.join(formats)}); with --diagnose that of the diagnosis")
+    parser.add_argument("--plot", type=_picture_file, metavar="FILE",
+                        help="write the picture (.png, .pdf, .svg and others); with --diagnose that of the diagnosis")
     parser.set_defaults(work=_evaluate)
 
 # %% ../../nbs/57_commands.ipynb #ff385cd5
@@ -243,8 +249,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 # %% ../../nbs/57_commands.ipynb #5519cd0c
 def _add_check(parser: Parser) -> None:
     "The arguments of `selfdetr data check`: those of `check_folder`."
-    from selfdetr.data.releases import MOST_STEPS, RELEASES
-    from selfdetr.data.features import READERS
+    from selfdetr.data.releases import MOST_STEPS, RELEASES, FeatureFormat
 
     above_0, steps, share = number(above=0), number(int, least=1, most=MOST_STEPS), number(above=0, most=1)
     parser.epilog = "exit status: 0 a training can start, perhaps with warnings; 2 it cannot, or nothing can be read"
@@ -262,7 +267,7 @@ def _add_check(parser: Parser) -> None:
     numbers = {"fps": argument(parse_rate), "stride": above_0, "snippet": above_0, "min_seconds": number(least=0),
                "resize": steps}
     for name in ("annotations", "features", "prefix", "feature_format", "video_scores", "protocol", *numbers):
-        choices = list(READERS) if name == "feature_format" else None
+        choices = get_args(FeatureFormat) if name == "feature_format" else None
         said.add_argument(f"--{name.replace('_', '-')}", type=numbers.get(name, str), choices=choices)
     said.add_argument("--channels-first", action="store_const", const=True, help="files hold (channels, steps)")
     parser.set_defaults(work=_check)

@@ -239,12 +239,13 @@ def labels_in_one_form(
             for video, rows in instances.items()}
 
 # %% ../../nbs/23_annotations.ipynb #13259c3d
-def _unknown_label(label: str, video: str, names: Sequence[str], where: str) -> DataError:
-    "The refusal of a label that is none of the classes."
+def _unknown_label(label: str, videos: Sequence[str], names: Sequence[str], where: str) -> DataError:
+    "The refusal of a label that is none of the classes; `videos` has the video of each instance."
+    often = f" ({len(videos)} times)" * (len(videos) > 1)
     near = similar_name(label, names)
     some = ", ".join(map(brief, names[:30])) + ", ..." * (len(names) > 30)
     advice = f"did you mean {shown(near)}?" if near else f"the classes are {some};"
-    return DataError(f"{where}: video {shown(video)} has the unknown label {shown(label)}; {advice} "
+    return DataError(f"{where}: video {shown(videos[0])} has the unknown label {shown(label)}{often}; {advice} "
                      "Correct it, or add it to the classes or to ignore_labels")
 
 
@@ -255,20 +256,20 @@ def label_index(
     problem: Problem = strict,
 ) -> dict[str, int]:  # class name -> number; labels that are none of the classes come last
     "Numbers for the classes. `DataError` for a label outside `classes`, naming its video, and for a class given twice."
-    first: dict[str, str] = {}
+    there: dict[str, list[str]] = {}  # label -> the video of each instance
     for video, rows in instances.items():
         for *_, label in rows:
-            first.setdefault(label, video)
-    names = list(classes) if classes is not None else sorted(first)
+            there.setdefault(label, []).append(video)
+    names = list(classes) if classes is not None else sorted(there)
     forms = Counter(map(same_form, names))
     if twice := [name for name in names if forms[same_form(name)] > 1]:
         what = f"class {shown(twice[0])} is given twice, perhaps in two Unicode forms"
         problem("classes", where, DataError(f"{where}: {what}; keep one"))
         names = list({same_form(name): name for name in names}.values())
     known = set(names)
-    unknown = [label for label in first if label not in known]
+    unknown = [label for label in there if label not in known]
     for label in unknown[:20]:
-        problem("unknown label", where, _unknown_label(label, first[label], names, where))
+        problem("unknown label", where, _unknown_label(label, there[label], names, where))
     if more := len(unknown[20:]):
         problem("unknown label", where, DataError(f"{where}: {more} more labels are unknown; correct the classes"))
     return {name: number for number, name in enumerate([*names, *sorted(unknown)])}
@@ -309,8 +310,9 @@ def _subset_errors(
         for subset in names:
             if subset not in annotated:
                 near = similar_name(subset, annotated)
-                advice = f"did you mean {shown(near)}?" if near else "name one of these"
-                yield DataError(f"{where}: no video is in subset {shown(subset)} (found: {found}); {advice}")
+                instead = f"did you mean {shown(near)}? Name it" if near else "name one of those"
+                what = f"no video is in subset {shown(subset)}, named for {split} (found: {found})"
+                yield DataError(f"{where}: {what}; {instead}: {advice}")
             elif taken.setdefault(subset, split) != split:
                 yield DataError(f"{where}: subset {shown(subset)} is both train and test; name another for one of them")
         usual = [] if names else [name for name in annotated if SPELLINGS.get(name) == split and not annotated[name]]

@@ -13,6 +13,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from .files import CONTROL, DataError, brief, one_of, shown, similar_name
 
 # %% ../../nbs/21_config.ipynb #e16f1a87
@@ -76,12 +78,13 @@ _LIKE = {bool: "true or false", int: "a whole number", str: "text", dict: "an ob
 
 def value_as(
     kind: Any,  # the annotation of a field
-    value: Any,  # from JSON
+    value: Any,  # from JSON, or a caller's, perhaps of NumPy
     where: str,  # file and part, for messages
     name: str,  # of the field, for messages
 ) -> Any:
     "The value as a field holds it. `DataError` for one of another kind, or that is none of the choices."
     parts, origin = get_args(kind), get_origin(kind)
+    value = value.item() if isinstance(value, np.generic) else value
     if origin is Literal and not any(value == part and type(value) is type(part) for part in parts):
         raise DataError(f"{where}: {name} is {shown(value)}; {one_of(str(value), map(str, parts))}")
     if origin in (Union, UnionType):

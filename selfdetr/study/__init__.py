@@ -19,7 +19,9 @@ def __getattr__(name: str) -> Any:
         from . import pool as home
     elif name in ("RunSpec", "check_parameters", "make_spec", "open_dataset", "override"):
         from . import spec as home
-    elif name in ("interval", "verdict"):
+    elif name == "interval":
+        from .. import report as home
+    elif name == "verdict":
         from . import statistics as home
     elif name in ("Table", "read_table", "table", "write_claims"):
         from . import tables as home

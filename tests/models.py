@@ -1,0 +1,34 @@
+"""A small model whose detections differ, and what the tests of models that detect compare."""
+
+import numpy as np
+import pytest
+import torch
+
+from selfdetr.data.files import DataError
+from selfdetr.designs import make_model
+from selfdetr.variants import DesignConfig
+
+SIZE = dict(dim=32, heads=4, hidden=32, queries=8, norm_groups=4, encoder_layers=1, decoder_layers=2)
+
+
+def some_model(**changes):
+    "A model whose scores differ from window to window, which those of an untrained one hardly do."
+    torch.manual_seed(3)
+    model = make_model(DesignConfig(channels=8, classes=3, **SIZE, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
+
+
+def refused(action):
+    "The one line with which a call is refused."
+    with pytest.raises(DataError) as error:
+        action()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def close(one, other, columns=("start", "end", "score"), atol=1e-4):
+    "Whether two tables of detections have the same labels, and nearly the same numbers."
+    return one.label.tolist() == other.label.tolist() and np.allclose(one[[*columns]], other[[*columns]], atol=atol)
