@@ -1,6 +1,5 @@
 """Faults: killed processes, a full disk, leftovers."""
 
-import contextlib
 import json
 import os
 import re
@@ -10,11 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from disks import longest_file
 
 from selfdetr.data import files
 
-
-resource = pytest.importorskip("resource")  # not on Windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Path(__file__).parent
@@ -29,17 +27,6 @@ def test_killed_runs_and_studies_end_in_the_same_bits():
     kills = json.loads(done.stdout.splitlines()[0])
     assert kills["kills"] >= 12 and "all equal" in done.stdout  # both of two studies may be killed at once
     assert {"in training", "in writing", "in one of two studies", "in measuring again"} <= set(kills)
-
-
-@contextlib.contextmanager
-def longest_file(size):
-    "No file can be longer than so many bytes: the system refuses to write on, as it does on a full disk."
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_the_old_picture(tmp_path):

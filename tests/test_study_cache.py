@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from disks import longest_file
 from small_runs import ROWS, SMALL, assert_same_run, flip, make_table, run_again, strict_json, timeless, visible
 
 from selfdetr import study, trainer
@@ -24,7 +25,6 @@ from selfdetr.resume import BEFORE, STATE, State
 from selfdetr.study import cache, compute, make_spec
 from selfdetr.study.compute import run_hash
 
-resource = pytest.importorskip("resource")  # not on Windows
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -338,17 +338,6 @@ def test_a_run_in_hand_gives_its_files_after_a_new_measurement(copied):
 
 
 # ---- no room
-
-
-@contextlib.contextmanager
-def longest_file(size):
-    "No file can be longer than so many bytes: the system refuses to write on, as it does on a full disk."
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_write_that_the_system_refuses_names_the_file_and_loses_nothing(finished, tiny, interrupted):
