@@ -52,7 +52,7 @@ reproduce: .venv/.ok  ## train the rows of a table of the paper and write the ta
 	  "$$tmp/$(TABLE).ipynb"; \
 	$(BIN)/nbdev_clean --fname "$$tmp/$(TABLE).ipynb"; \
 	mkdir -p "$$out"; mv "$$tmp/$(TABLE).ipynb" "$$out/$(TABLE).ipynb"; \
-	echo; cat "$$out/$(TABLE).md" 2>/dev/null || true; echo; ls "$$out"/*.png "$$out/$(TABLE).ipynb"
+	echo; cat "$$out/$(TABLE).md" 2>/dev/null || true; echo; ls "$$out"/*.png "$$out/$(TABLE).ipynb" 2>/dev/null || true
 
 # The runs of a look are in the same cache: the whole table is not to compute them again.
 look: SEEDS = 1
