@@ -114,3 +114,25 @@ def copied(finished, tmp_path):
     from selfdetr import study
 
     return study.read_run(shutil.copytree(finished.folder, tmp_path / "runs" / finished.folder.name))
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    "A repository as torch.hub reads it."
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "hubconf.py").write_text(
+        "from torch import nn\n"
+        "def small(pretrained=False):\n"
+        "    if pretrained:\n"
+        "        raise ValueError('no weights here')\n"
+        "    return nn.Sequential(nn.Conv3d(3, 4, (4, 9, 9), stride=16), nn.AdaptiveAvgPool3d(1), nn.Flatten(),\n"
+        "                         nn.Linear(4, 9))\n")
+    return folder
+
+
+@pytest.fixture
+def windows(tiny):
+    "Short windows of the tiny data set, to train on."
+    from selfdetr.data import training_windows
+
+    return training_windows(tiny, 32, 0.25)

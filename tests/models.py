@@ -1,4 +1,4 @@
-"""A small model whose detections differ, and what the tests of models that detect compare."""
+"""Small models, one to train and one whose detections differ, and what tests compare."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,19 @@ import torch
 
 from selfdetr.data.files import DataError
 from selfdetr.designs import make_model
+from selfdetr.model import ModelConfig, SelfDETR
+from selfdetr.trainer import TrainConfig
 from selfdetr.variants import DesignConfig
 
 SIZE = dict(dim=32, heads=4, hidden=32, queries=8, norm_groups=4, encoder_layers=1, decoder_layers=2)
+SIZES = dict(channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_groups=2, decoder_layers=2)
+CONFIG = TrainConfig(epochs=3, batch=4, lr=1e-3, milestones=(2,))
+
+
+def new_model(seed=0, **changes):
+    "A model that trains in a second."
+    torch.manual_seed(seed)
+    return SelfDETR(ModelConfig(**{**SIZES, **changes}))
 
 
 def some_model(**changes):

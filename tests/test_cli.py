@@ -560,18 +560,6 @@ def films(tmp_path):
     return folder
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    "A repository as torch.hub reads it."
-    folder = tmp_path_factory.mktemp("hub")
-    (folder / "hubconf.py").write_text(
-        "from torch import nn\n"
-        "def small(pretrained=False):\n"
-        "    return nn.Sequential(nn.Conv3d(3, 4, (4, 9, 9), stride=16), nn.AdaptiveAvgPool3d(1), nn.Flatten(),\n"
-        "                         nn.Linear(4, 9))\n")
-    return folder
-
-
 def test_the_command(films, tmp_path, hub, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["films", "-o", "data", "--model", f"hub:{hub}:small", "--weights", "none", "--batch", "4"]

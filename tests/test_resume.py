@@ -7,30 +7,18 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from models import CONFIG, new_model
 
 from selfdetr.data import DataError, training_windows
 from selfdetr.designs import Objective
 from selfdetr.feedback import FeedbackConfig
 from selfdetr.losses import LossConfig, SetCriterion
-from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.resume import BEFORE, STATE, State, read_state, write_state
-from selfdetr.trainer import TrainConfig, make_optimizer, train
+from selfdetr.trainer import make_optimizer, train
 
-SIZES = dict(channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_groups=2, decoder_layers=2)
-CONFIG = TrainConfig(epochs=3, batch=4, lr=1e-3, milestones=(2,))
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def windows(tiny):
-    return training_windows(tiny, 32, 0.25)
-
-
-def new_model(seed=0, **changes):
-    torch.manual_seed(seed)
-    return SelfDETR(ModelConfig(**{**SIZES, **changes}))
 
 
 def fit(model, windows, config=CONFIG, objective=None, **options):

@@ -6,31 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from models import CONFIG, SIZES, new_model
 
 from selfdetr.data import training_windows
 from selfdetr.designs import Objective, make_model, make_objective, preset
 from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
-from selfdetr.model import ModelConfig, SelfDETR
 from selfdetr.relational import DesignLoss
 from selfdetr.trainer import HISTORY_COLUMNS, TrainConfig, _process_seed, epoch_batches, learning_rate, train
 
-SIZES = dict(channels=8, classes=3, dim=16, heads=2, hidden=16, queries=5, norm_groups=2, decoder_layers=2)
-CONFIG = TrainConfig(epochs=3, batch=4, lr=1e-3, milestones=(2,))
 ONCE = TrainConfig(epochs=1, batch=4)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def windows(tiny):
-    return training_windows(tiny, 32, 0.25)
-
-
-def new_model(seed=0, **changes):
-    torch.manual_seed(seed)
-    return SelfDETR(ModelConfig(**{**SIZES, **changes}))
 
 
 def fit(model, windows, config=CONFIG, loss=LossConfig(), feedback=FeedbackConfig(), objective=None, **options):
