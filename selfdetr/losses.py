@@ -136,12 +136,22 @@ class SetCriterion:
         labels = torch.cat([t["labels"] for t in targets]).to(device, non_blocking=True)[pair]
         true_segments = torch.cat([t["segments"].float() for t in targets]).to(device, non_blocking=True)[pair]
         l1, iou = segment_losses(output.segments.float(), true_segments, matches)
-        classes = class_loss(output.logits.float(), labels, matches, self.config.alpha, self.config.gamma)
+        classes = self.class_loss(output, labels, true_segments, matches)
         count = count_instances(targets, device)
         terms: dict[str, Tensor] = {}
         for name, values in {"class": classes, "l1": l1, "iou": iou}.items():
             terms |= name_layers(name, values / count)
         return terms
+
+    def class_loss(
+        self,
+        output: Output,
+        labels: Tensor,  # (pairs,) class of each matched pair
+        true_segments: Tensor,  # (pairs, 2) centre/width
+        matches: Matches,
+    ) -> Tensor:  # (layers,)
+        "The loss of the class scores; a subclass may want other scores."
+        return class_loss(output.logits.float(), labels, matches, self.config.alpha, self.config.gamma)
 
     def total(
         self,

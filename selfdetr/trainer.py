@@ -226,7 +226,7 @@ def train_epoch(
     fabric, model, optimizer = prepared
     rows: list[dict[str, float]] = []
     waiting: list[StepValues] = []  # computed, not yet read: at most one
-    order = epoch_batches(len(windows), config.batch, seed, epoch)
+    windows, order = windows.of_epoch(seed, epoch), epoch_batches(len(windows), config.batch, seed, epoch)
     if fabric.world_size > 1:
         torch.manual_seed(_process_seed(seed, epoch, fabric.global_rank))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from selfdetr.designs import PRESETS, make_model, make_objective
-from selfdetr.relational import DesignLoss
+from selfdetr.scores import DesignLoss
 from selfdetr.variants import DesignConfig
 
 RECORDED = Path(__file__).with_name("numbers.json")

@@ -12,7 +12,7 @@ from selfdetr.data import training_windows
 from selfdetr.designs import Objective, make_model, make_objective, preset
 from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
-from selfdetr.relational import DesignLoss
+from selfdetr.scores import DesignLoss
 from selfdetr.trainer import HISTORY_COLUMNS, TrainConfig, _process_seed, epoch_batches, learning_rate, train
 
 ONCE = TrainConfig(epochs=1, batch=4)

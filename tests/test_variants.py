@@ -16,7 +16,8 @@ from selfdetr.denoising import DINO
 from selfdetr.designs import PRESETS, check_feedback, make_model, make_objective, preset
 from selfdetr.losses import LossConfig
 from selfdetr.model import ModelConfig, SelfDETR
-from selfdetr.relational import DesignLoss, unrelated
+from selfdetr.relational import unrelated
+from selfdetr.scores import DesignLoss
 from selfdetr.trainer import TrainConfig, make_optimizer, prepare, train_step
 from selfdetr.variants import DesignConfig, VariantDETR
 

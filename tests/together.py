@@ -14,7 +14,7 @@ from selfdetr.data import Batch, load_dataset, training_windows
 from selfdetr.designs import make_model, make_objective
 from selfdetr.feedback import FeedbackConfig
 from selfdetr.processes import check_shared, make_fabric
-from selfdetr.relational import DesignLoss
+from selfdetr.scores import DesignLoss
 from selfdetr.resume import State
 from selfdetr.trainer import TrainConfig, prepare, train, train_step
 from selfdetr.variants import DesignConfig

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from ..data.dataset import Dataset
-from ..data.windows import test_windows, training_windows
+from ..data.windows import random_windows, test_windows, training_windows
 from ..data.files import checksum
 from ..designs import make_model, make_objective
 from ..diversity import collapse_report
@@ -46,7 +46,8 @@ def fit(
     "Train the model of a run."
     torch.manual_seed(spec.seed)
     model = make_model(spec.model)
-    windows = training_windows(data, spec.windows.length, spec.windows.overlap, spec.windows.keep)
+    cut = random_windows if spec.windows.random else training_windows
+    windows = cut(data, spec.windows.length, spec.windows.overlap, spec.windows.keep)
     objective = make_objective(model, spec.loss, spec.feedback)
     history = train(model, windows, objective, spec.train, spec.seed, device, state, progress, on_epoch)
     last = history.iloc[-1]

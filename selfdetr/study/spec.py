@@ -24,7 +24,7 @@ from ..feedback import FeedbackConfig
 from ..fusion import read_video_scores
 from ..inference import InferenceConfig
 from ..protocols import PROTOCOLS
-from ..relational import DesignLoss
+from ..scores import DesignLoss
 from ..simulate import SimulatorConfig, make_dataset
 from ..trainer import TrainConfig
 from ..variants import DesignConfig
