@@ -41,6 +41,7 @@ def _add_train(parser: Parser) -> None:
     parser.add_argument("dataset", nargs="?", default="simulated", help="name or folder of a data set (simulated)")
     parser.add_argument("--profile", default="quick", choices=list(PROFILES), help="size of the experiment (quick)")
     parser.add_argument("--seed", type=number(int, least=0, below=2**63), default=0, help="of all that is random (0)")
+    parser.add_argument("--fold", default="", help="which, of a data set that has folds")
     parser.add_argument("--preset", default="self-detr", choices=list(PRESETS), help="compared design (self-detr)")
     parser.add_argument("--set", action="append", type=_parse_setting, default=[], metavar="part.field=value",
                         help="change a setting, such as loss.feedback_encoder=0; may be repeated")
@@ -64,8 +65,8 @@ def _train(options: argparse.Namespace) -> None:
     make_spec(options.dataset, options.profile, None, options.seed, overrides)
     if not Path(options.runs).is_dir():  # where it is one, it may hold the run, and need not be written to
         check_writable(options.runs)
-    data = open_dataset(options.dataset, options.profile, options.data_root)
-    spec = make_spec(options.dataset, options.profile, data, options.seed, overrides)
+    data = open_dataset(options.dataset, options.profile, options.data_root, options.fold)
+    spec = make_spec(options.dataset, options.profile, data, options.seed, overrides, options.fold)
     try:
         found = run(spec, data, runs_root=options.runs, device=options.device, progress=sys.stderr.isatty())
         if is_first():
