@@ -187,7 +187,7 @@ def plot_diversity(
     there is only one.
     """
     if "fold" in frame and frame["fold"].nunique() > 1:  # as in `by_fold`
-        frame = frame.groupby(["row", "part", "layer", "fold"], sort=False, as_index=False)[value].mean()
+        frame = frame.groupby(["row", "part", "layer", "fold"], sort=False)[value].mean().reset_index()
     parts, colours = [part for part in PART_TITLES if part in set(frame["part"])], method_colours(frame["row"])
     figsize = min(9, 1 + 3.2 * max(1, len(parts))), 2.8 if len(colours) <= 4 else 3.6
     grid = _axes(axes, 1, max(1, len(parts)), figsize, sharey=True)[0]

@@ -131,8 +131,8 @@ class Table:
     @property
     def diversity(self) -> pd.DataFrame:
         "Diversity by row, fold, seed, part and layer."
-        every = [(dict(row=row, fold=r.spec.fold, seed=r.spec.seed), r) for row, rs in self.runs.items() for r in rs]
-        frames = [pd.DataFrame(r.metrics["diversity"]).assign(**which) for which, r in every]
+        every = [(row, r, r.spec) for row, rs in self.runs.items() for r in rs]
+        frames = [pd.DataFrame(r.metrics["diversity"]).assign(row=n, fold=s.fold, seed=s.seed) for n, r, s in every]
         return pd.concat(frames, ignore_index=True)
 
     def save_json(self, folder: str | Path) -> Path:
