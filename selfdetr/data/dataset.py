@@ -21,7 +21,8 @@ import numpy as np
 from .annotations import AnnotatedVideo, Entry, Report, VideoSet, note
 from .features import (
     FeatureFiles, check_channels, check_feature_folder, check_features, feature_files, find_files, in_blocks)
-from .files import DataError, in_form_there, other_forms, shown
+from .files import DataError, in_form_there, one_of, other_forms, shown
+from .framewise import check_label_length, split_numbers
 from .releases import all_settings, compare_rates, describe_videos, grid_for, stated_rates
 from .timegrid import TimeGrid
 
@@ -235,16 +236,30 @@ def standardise(
     dataset._hash = ""
     return dataset
 
+# %% ../../nbs/27_dataset.ipynb #07609581
+def _check_labels(
+    labels: Path,  # the folder of the label files
+    videos: Sequence[AnnotatedVideo],  # those with features
+    grids: Mapping[str, TimeGrid],  # video -> its grid
+    shapes: Mapping[str, tuple[int, int]],  # video -> (steps, channels)
+    files: FeatureFiles,
+    report: Report,  # gains small differences
+) -> None:
+    "`DataError` for frame-wise labels that are not as long as the features; see `check_label_length`."
+    for video in videos:
+        place = labels / f"{video.name}.txt", files.path(video.name)
+        check_label_length(video, grids[video.name], shapes[video.name], *place, report)
+
 # %% ../../nbs/27_dataset.ipynb #2c06d053
 def load_dataset(
-    folder: str | Path,  # with annotations.json, features/ and perhaps dataset.json
+    folder: str | Path,  # with annotations.json, features/ and perhaps dataset.json; or in the layout of a release
     *,
-    release: str | None = None,  # "thumos14" or "activitynet13": what the folder does not say itself
+    release: str | None = None,  # "thumos14", "activitynet13" or "framewise": what the folder does not say itself
     grid: TimeGrid | None = None,  # of all recordings; None: what the folder says
     train: str | Sequence[str] | None = None,  # subsets to train on; None: dataset.json's, else by custom
     test: str | Sequence[str] | None = None,  # subsets to test on; None: dataset.json's, else by custom
     standardised: bool = False,  # bring every channel to mean 0 and deviation 1 over the training recordings
-    **options: Any,  # fields of `Settings`, such as classes, features, prefix and resize; they go before dataset.json
+    **options: Any,  # fields of `Settings`, such as fps, fold, classes and resize; they go before dataset.json
 ) -> Dataset:
     """Read and check a whole data set, before anything is trained.
 
@@ -259,6 +274,8 @@ def load_dataset(
     shapes, kept = _load_features(files, described.videos, settings.in_memory, report)
     videos = [video for video in described.videos if video.name in shapes]
     _check_splits(videos, described.videos, files)
+    if settings.release == "framewise" and files.resize is None:
+        _check_labels(folder / settings.annotations, videos, grids, shapes, files, report)
     if files.resize is None and (stated := stated_rates(videos, grids, feature)):
         report["fps"] = [f"{name}: {grids[name].fps:g} in use, {rate:g} stated" for name, rate in stated.items()]
         steps = {name: shape[0] for name, shape in shapes.items()}
@@ -280,9 +297,11 @@ def folds_of(
     folder: str | Path,  # of several data sets, or of one
     release: str | None = None,  # as of `load_dataset`
 ) -> list[str]:  # "1", "2", ... in the order of their numbers; empty for a single data set
-    "The folds of a folder, by its sub-folders `fold1`, `fold2`, ... `DataError` as `all_settings`."
+    "The splits of a framewise data set, else sub-folders `fold1`, `fold2`, ... `DataError` as `all_settings`."
     folder = Path(folder)
     settings = all_settings(folder, release)
+    if settings.release == "framewise":
+        return split_numbers(folder)
     if in_form_there(folder / settings.annotations).exists():
         return []
     found = (re.fullmatch(r"fold([0-9]+)", path.name) for path in folder.iterdir() if path.is_dir())
@@ -295,11 +314,12 @@ def place_of_fold(
     release: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:  # what `load_dataset` takes: a folder, and options
     "Where a fold is. `DataError` for one that is not there."
-    folds = folds_of(folder, release)
+    folds, folder = folds_of(folder, release), Path(folder)
     if str(fold) not in folds:
-        there = f"it has {', '.join(folds)}" if folds else "it has no folders fold1, fold2, ..."
+        there = one_of(str(fold), folds) if folds else "it has no folders fold1, fold2, ..."
         raise DataError(f"{folder}: has no fold {shown(fold)}; {there}")
-    return Path(folder) / f"fold{fold}", {}
+    framewise = all_settings(folder, release).release == "framewise"
+    return (folder, {"fold": str(fold)}) if framewise else (folder / f"fold{fold}", {})
 
 
 def load_fold(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_STEPS', 'FeatureFormat', 'Names', 'PLACES', 'RELEASES', 'Subsets', 'Settings', 'read_settings', 'all_settings',
-           'grid_for', 'excess', 'stated_rates', 'compare_rates', 'describe_videos']
+           'grid_for', 'excess', 'stated_rates', 'compare_rates', 'read_described', 'describe_videos']
 
 # %% ../../nbs/25_releases.ipynb #597280af
 import math
@@ -20,6 +20,7 @@ from .annotations import AnnotatedVideo, Annotations, read_annotations
 from .config import class_name, config_from
 from .files import (
     DataError, Problem, as_names, in_form_there, inside, one_of, read_json, regular_file, shown, strict, trying)
+from .framewise import BACKGROUND, LABELS, is_framewise, read_framewise
 from .timegrid import TimeGrid
 
 # %% ../../nbs/25_releases.ipynb #d5a74819
@@ -38,6 +39,8 @@ class Subsets:
 @dataclass(frozen=True)
 class Settings:
     "What is known of a data set's folder: the fields of dataset.json."
+    release: str | None = None  # a name in RELEASES: the layout
+    fold: str | int | None = None  # the number of a split, where the release has splits
     fps: float | None = None  # the time grid
     stride: float | None = None
     snippet: float | None = None
@@ -59,6 +62,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.resize is not None and not 1 <= self.resize <= MOST_STEPS:
             raise DataError(f"resize is {self.resize}; give a number of steps, 1 to {MOST_STEPS}")
+        if self.release is not None and self.release not in RELEASES:
+            raise DataError(f"unknown release {shown(self.release)}; {one_of(self.release, RELEASES)}")
+        if self.release == "framewise" and (self.protocol or self.video_scores):
+            raise DataError("a protocol or video_scores want an annotation file; leave them out, or make one with "
+                            "selfdetr data import")
 
 # %% ../../nbs/25_releases.ipynb #a609b558
 PLACES = ("annotations", "features", "prefix", "video_scores")  # lead to files
@@ -95,7 +103,15 @@ RELEASES: dict[str, dict[str, Any]] = {  # of several places the first that exis
         "annotations": ("annotations.json", "annotations/anet1.3_i3d_filtered.json",
                         "annotations/anet1.3_tsp_filtered.json", "activity_net.v1-3.min.json"),
         "features": ("features", "i3d_features", "tsp_features"), "prefix": "v_",
-        "resize": 192, "min_seconds": 0.02, "protocol": "activitynet13"}}
+        "resize": 192, "min_seconds": 0.02, "protocol": "activitynet13"},
+    "framewise": {
+        "annotations": LABELS, "stride": 1, "snippet": 1, "channels_first": True, "ignore_labels": BACKGROUND}}
+
+
+def _recognised(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    "The release whose layout a folder has, where it says none itself and has no annotation file."
+    there = settings.get("annotations") or (folder / "annotations.json").exists()
+    return "framewise" if is_framewise(folder) and not there else None
 
 
 def all_settings(
@@ -109,13 +125,13 @@ def all_settings(
         raise DataError(f"{folder}: is a file; give the folder that holds it, {shown(str(folder.parent), 200)}")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that holds annotations.json")
-    if release is not None and release not in RELEASES:
-        raise DataError(f"{folder}: unknown release {shown(release)}; {one_of(str(release), RELEASES)}")
+    stated = read_settings(folder, problem)
+    release = release or stated.get("release") or _recognised(folder, stated | given)
     values = dict(RELEASES.get(str(release), {}))
-    for key, names in values.items():
-        if isinstance(names, tuple):
-            values[key] = next((name for name in names if in_form_there(folder / name).exists()), names[0])
-    values |= read_settings(folder, problem)
+    for key in values.keys() & set(PLACES):
+        names = as_names(values[key])
+        values[key] = next((name for name in names if in_form_there(folder / name).exists()), names[0])
+    values |= stated | {"release": release}
     for key, value in given.items():
         if value is not None:
             values[key] = as_names(value) if key in ("classes", "ignore_labels") else value
@@ -208,6 +224,28 @@ def compare_rates(
     return what + f"{texts[1]} fits better, so correct \"fps\" in dataset.json (or the grid that was given)"
 
 # %% ../../nbs/25_releases.ipynb #4216218a
+def read_described(
+    folder: Path,  # the data set's folder
+    settings: Settings,
+    train: str | Sequence[str] | None = None,  # subsets to train on; None: what the settings say, else by custom
+    test: str | Sequence[str] | None = None,  # subsets to test on; None: what the settings say, else by custom
+    problem: Problem = strict,  # as of `read_annotations`
+) -> Annotations:
+    "The annotations of a folder, by the reader of its release. `DataError` as it has, and for a fold without splits."
+    options: dict[str, Any] = dict(
+        train=settings.subsets.train if train is None else train, classes=settings.classes,
+        test=settings.subsets.test if test is None else test, ignore_labels=settings.ignore_labels,
+        min_seconds=settings.min_seconds, problem=problem)
+    if settings.release == "framewise":
+        return read_framewise(folder, settings.fps, fold=settings.fold, labels=settings.annotations, **options)
+    with trying(problem, "settings", str(folder)):
+        if settings.fold is not None:
+            what = f"has no splits, and fold is {shown(settings.fold)}"
+            raise DataError(f"{folder}: {what}; leave fold out, or call load_fold for folders fold1, fold2, ...")
+    path = in_form_there(folder / settings.annotations)
+    return read_annotations(regular_file(path) if problem is strict else path, **options)
+
+# %% ../../nbs/25_releases.ipynb #f9ef5203
 def _without_classes(annotations: Annotations) -> Annotations:
     "The same instances, all of the one class `action`."
     videos = tuple(replace(video, labels=np.zeros_like(video.labels)) for video in annotations.videos)
@@ -217,15 +255,12 @@ def _without_classes(annotations: Annotations) -> Annotations:
 def describe_videos(
     folder: Path,  # the data set's folder
     settings: Settings,
-    train: str | Sequence[str] | None = None,  # subsets to train on; None: what the settings say, else by custom
-    test: str | Sequence[str] | None = None,  # subsets to test on; None: what the settings say, else by custom
+    train: str | Sequence[str] | None = None,  # as of `read_described`
+    test: str | Sequence[str] | None = None,
 ) -> Annotations:
     "The annotations of a folder, as its settings want them. `DataError` also where the video scores are missing."
-    scores, subsets = settings.video_scores, settings.subsets
+    scores = settings.video_scores
     if scores and not (folder / scores).is_file():
         raise DataError(f"{folder / scores}: no such file of video scores; put it there or correct video_scores")
-    found = read_annotations(
-        regular_file(in_form_there(folder / settings.annotations)), train=subsets.train if train is None else train,
-        test=subsets.test if test is None else test, classes=settings.classes,
-        ignore_labels=settings.ignore_labels, min_seconds=settings.min_seconds)
+    found = read_described(folder, settings, train, test)
     return _without_classes(found) if scores else found
