@@ -153,10 +153,12 @@ def _find_folder(dataset: str, profile: str, data_root: str | Path) -> Path:
         timing = find_data("thumos14", data_root) or find_data("thumos14") if profile == "full" else None
         folder = Path(data_root) / f"simulated-{profile}"
         return make_dataset(folder, 0, config, timing and timing / "annotations.json")
-    for place in (find_data(dataset, data_root), find_data(dataset), Path(dataset)):
+    path = Path(dataset)
+    named = path.parts and ".." not in path.parts  # "." and "../x" are places
+    for place in (find_data(dataset, data_root), find_data(dataset), path) if named else (path,):
         if place is not None and place.is_dir():
             return place
-    if Path(dataset).is_file():
+    if path.is_file():
         raise DataError(f"data set {dataset!r}: is a file; give the folder that holds it")
     places = f"in {data_root}, in $SELFDETR_DATA or as a path from {Path.cwd()}"
     raise DataError(f"data set {dataset!r}: no such folder {places}; {one_of(dataset, ('simulated', *DATASETS))}")

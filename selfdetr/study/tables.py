@@ -51,7 +51,7 @@ def _show_folds(averages: pd.DataFrame) -> pd.DataFrame:  # a row for each row o
     "Average mAP by fold as text; `averages` has a line for each fold and a column for each row of the table."
     difference = averages.sub(averages.iloc[:, 0], axis=0).iloc[:, 1:].map(" ({:+.1f})".format)
     shown = averages.map("{:.1f}".format) + difference.reindex(columns=averages.columns, fill_value="")
-    return shown.T.rename_axis("row").rename(columns="fold {}".format)
+    return shown.T.rename_axis(index="row", columns=None).rename(columns="fold {}".format)
 
 # %% ../../nbs/65_tables.ipynb #9aa3c81b
 def _note_text(content: Mapping[str, Any]) -> str:
