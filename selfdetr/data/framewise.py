@@ -152,7 +152,10 @@ def _rate_of(fps: float | None, folder: Path) -> float:
     if fps is None:
         raise DataError(f"{folder}: frame-wise labels have no frame rate; write \"fps\" in dataset.json, "
                         "or give it, such as fps=15 (--fps 15)")
-    return TimeGrid(fps).fps
+    try:
+        return TimeGrid(fps).fps
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from None
 
 
 def read_framewise(
@@ -205,7 +208,7 @@ def check_label_length(
     allowed = max(5.0, wanted / 100)
     if abs(steps - wanted) <= allowed:
         if abs(steps - wanted) >= 1:
-            note(report, "labels", f"{video.name}: {steps} steps, {lines} labels of {wanted:.0f} steps")
+            note(report, "labels", f"{video.name}: {steps} steps, {lines} labels for {wanted:.0f}")
         return
     fix = f'set "stride" to {wanted * grid.stride / steps:.3g} if they hold every such frame, else copy both again'
     if abs(channels - wanted) <= allowed:
