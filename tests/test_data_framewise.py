@@ -15,6 +15,7 @@ from selfdetr.cli.commands import main
 from selfdetr.data import DataError, folds_of, load_dataset, load_fold, read_annotations
 from selfdetr.data.files import find_data
 from selfdetr.data.framewise import BACKGROUND, label_entry, read_framewise, runs_of
+from selfdetr.study import open_dataset, open_folds
 
 TESTS = {"1": ("a", "b"), "2": ("c", "d")}  # by split
 LENGTHS = {"a": 300, "b": 200, "c": 90, "d": 250, "e": 60}  # labels; e is in no bundle
@@ -242,6 +243,17 @@ def test_a_fold_of_a_data_set_without_splits_is_refused(folder):
     with pytest.raises(DataError, match="has no splits, and fold is 1; leave fold out"):
         load_dataset(folder, fold=1)
     assert not check_folder(folder, fold=1).ok
+
+
+def test_a_study_opens_every_split_and_holds_the_features_once(salads):
+    (salads / "dataset.json").write_text('{"fps": 10}')
+    folds = open_folds(str(salads), "smoke")
+    assert {fold: tuple(video.name for video in data.split("test")) for fold, data in folds.items()} == TESTS
+    assert folds["1"].array is folds["2"].array
+    alone = {fold: open_dataset(str(salads), "smoke", fold=fold).hash() for fold in folds}
+    assert {fold: data.hash() for fold, data in folds.items()} == alone and len(set(alone.values())) == 2
+    with pytest.raises(DataError, match="salads: has 2 folds, and a run is on one; name a fold: 1, 2"):
+        open_dataset(str(salads), "smoke")
 
 
 # What is imported, and the shell

@@ -204,6 +204,13 @@ def _check_folds(place: Path, folds: Mapping[str, Dataset]) -> None:
                 raise DataError(f"{place}: video {shown(video.name)} is {both}; let one of them train on it")
 
 # %% ../../nbs/60_spec.ipynb #69e69edc
+def _share_features(data: Dataset, base: Dataset) -> None:
+    "Hold the features once that two folds of one folder have in common. Standardised ones differ by fold."
+    places = [[(video.name, video.steps, video.offset) for video in each.videos] for each in (data, base)]
+    if data.folder == base.folder and data.scale is None and places[0] == places[1]:
+        data.array = base.array
+
+
 def open_folds(
     dataset: str,  # as of `open_dataset`
     profile: str,
@@ -213,7 +220,10 @@ def open_folds(
     "Load every fold of a data set, checked against each other; a data set without folds has the one named \"\"."
     place = _find_folder(dataset, profile, data_root)
     there = folds_of(place, dataset if dataset in RELEASES else None)
-    opened = {fold: open_dataset(dataset, profile, data_root, fold) for fold in as_names(folds or there or [""])}
+    opened: dict[str, Dataset] = {}
+    for fold in as_names(folds or there or [""]):
+        opened[fold] = open_dataset(dataset, profile, data_root, fold)
+        _share_features(opened[fold], next(iter(opened.values())))
     _check_folds(place, opened)
     return opened
 

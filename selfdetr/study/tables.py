@@ -82,7 +82,8 @@ def _markdown(table: "Table") -> str:
     content = table.content
     parts = [_note_text(content), markdown_table(table.frame)]
     if len(table.per_fold):
-        parts += ["Average mAP by fold, over seeds (difference to the first row).\n", markdown_table(table.per_fold)]
+        parts += ["Average mAP of each fold, over its seeds (difference to the first row).\n"]
+        parts.append(markdown_table(table.per_fold))
     if len(table.claims):
         parts.append(markdown_table(table.claims))
     for title, rows in content.get("quoted", {}).items():
