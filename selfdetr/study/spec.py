@@ -118,9 +118,9 @@ DATASETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {  # data set -> pro
         "quick": _STANDARDISED | {"windows": dict(length=128), "train": dict(epochs=8, milestones=(6, 7))},
         "full": _STANDARDISED,
     },
-    "50salads": {"smoke": _short(256), "quick": _short(1024) | _QUERIES},
-    "gtea": {"smoke": _short(128), "quick": _short(384) | _QUERIES},
-    "jigsaws": {"smoke": _short(128), "quick": _short(640) | _QUERIES},
+    "50salads": {"smoke": {"windows": dict(length=256)}, "quick": _short(1024) | _QUERIES},
+    "gtea": {"smoke": {"windows": dict(length=128)}, "quick": _short(384) | _QUERIES},
+    "jigsaws": {"smoke": {"windows": dict(length=128)}, "quick": _short(640) | _QUERIES},
 }
 
 
