@@ -23,7 +23,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .report import drawn, interval, use_fallbacks, write_picture
+from .report import by_fold, count_runs, drawn, interval, use_fallbacks, write_picture
 
 # %% ../nbs/44_plots.ipynb #f711a936
 TRUTH_COLOUR = "#D55E00"  # of the ground truth
@@ -177,14 +177,17 @@ def _shifts(methods: int) -> list[float | None]:
 
 # %% ../nbs/44_plots.ipynb #69a10fa7
 def plot_diversity(
-    frame: pd.DataFrame,  # columns row (method), part (encoder, decoder, cross), layer (from 1), seed, and the value
+    frame: pd.DataFrame,  # columns row (method), part (encoder, decoder, cross), layer (from 1), the value, seed, fold
     axes: Any = None,  # one axes a part
     value: str = "diversity",  # the column that is drawn: "diversity" or "relative"
 ) -> np.ndarray:
     """Diversity by layer, one panel for each part of the model and one line per method; returns the axes.
 
-    The band, or the bar, is the 95% interval of the mean over seeds; without it there is only one seed.
+    The band, or the bar, is the 95% interval of the mean over seeds, or over folds where there are several; without it
+    there is only one.
     """
+    if "fold" in frame and frame["fold"].nunique() > 1:  # as in `by_fold`
+        frame = frame.groupby(["row", "part", "layer", "fold"], sort=False)[value].mean().reset_index()
     parts, colours = [part for part in PART_TITLES if part in set(frame["part"])], method_colours(frame["row"])
     figsize = min(9, 1 + 3.2 * max(1, len(parts))), 2.8 if len(colours) <= 4 else 3.6
     grid = _axes(axes, 1, max(1, len(parts)), figsize, sharey=True)[0]
@@ -293,8 +296,11 @@ def plot_losses(
 
 # %% ../nbs/44_plots.ipynb #79b94bc1
 def _summary(table: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Of a table: a frame by row (mean, interval, differences, paper), the differences seed by seed, and the seeds."""
-    seeds = {row["name"]: np.asarray(row["average"], dtype=float) for row in table["rows"]}
+    """Of a table: a frame by row (mean, interval, differences, paper), the differences pair by pair, and the values.
+
+    A value is that of a seed, or the mean over the seeds of a fold.
+    """
+    seeds = {row["name"]: by_fold(row["average"], table.get("folds", ())) for row in table["rows"]}
     paper = {row["name"]: (row["paper"] or {}).get("average", np.nan) for row in table["rows"]}
     baseline = next((row["name"] for row in table["rows"] if not row["delta"]), None)
     paired = {name: values - seeds[baseline] for name, values in seeds.items() if baseline not in (None, name)}
@@ -310,7 +316,7 @@ def _summary(table: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, np.ndarr
 
 
 def _dots(ax: Axes, y: int, values: np.ndarray, summary: np.ndarray, colour: str, style: str = "-") -> None:
-    """Seeds as small dots above their mean and its interval; `summary` is (mean, low, high)."""
+    """Seeds or folds as small dots above their mean and its interval; `summary` is (mean, low, high)."""
     mean, low, high = summary
     face = colour if style == "-" else "white"
     ax.plot(values, np.full(len(values), y - 0.22), "o", color=colour, alpha=0.55, markersize=4, markeredgewidth=0)
@@ -336,11 +342,13 @@ def _dress(grid: np.ndarray, table: Mapping[str, Any], names: list[str], known: 
     """Titles, units and row names of the three panels of a table."""
     ours, paper, difference = grid
     hollow = "; diamonds: the paper" if known else ""
-    ours.set_title(f"{_source(table)}, n = {len(table['seeds'])}", fontsize="medium")
+    seeds, folds = len(table["seeds"]), len(table.get("folds", ()))
+    n, dot = count_runs(seeds, folds) if folds else seeds, "fold" if folds > 1 else "seed"
+    ours.set_title(f"{_source(table)}, n = {n}", fontsize="medium")
     paper.set_title("the paper", fontsize="medium")
     base = names[0] if names and names[0] != "baseline" else "the baseline"
     difference.set_title(f"difference to {drawn(base)}\n{_source(table)}{hollow}", fontsize="medium")
-    ours.set_xlabel("average mAP [%]\nsmall: a seed; large: mean, 95% interval")
+    ours.set_xlabel(f"average mAP [%]\nsmall: a {dot}; large: mean, 95% interval")
     paper.set_xlabel("average mAP [%]")
     difference.set_xlabel("points of average mAP")
     for ax in grid:
@@ -354,7 +362,7 @@ def plot_table(
     table: Mapping[str, Any],  # as in results/<dataset>-<profile>/tableN.json; mAP in percent
     axes: Any = None,  # three axes: ours, the paper's, the differences
 ) -> np.ndarray:
-    """A table's average mAP as a dot plot: each seed, mean and 95% interval, and the paired difference to the baseline.
+    """A table's average mAP as a dot plot: each seed or fold, mean, 95% interval, paired difference to the baseline.
 
     Returns the three axes: ours, the paper's numbers, the differences. The second is invisible when no row has a number
     of the paper. The baseline is the first row without a `delta`.

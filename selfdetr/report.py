@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALARM', 'markdown_cell', 'markdown_table', 'drawn', 'use_fallbacks', 'picture_formats', 'write_picture', 'interval',
-           'alarms', 'notes_markdown']
+           'by_fold', 'count_runs', 'alarms', 'notes_markdown']
 
 # %% ../nbs/40_report.ipynb #6ff9c139
 import io
@@ -117,6 +117,21 @@ def interval(
         return {"mean": mean, "low": None, "high": None}
     half = float(stats.t.ppf(0.5 + level / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
     return {"mean": mean, "low": mean - half, "high": mean + half}
+
+# %% ../nbs/40_report.ipynb #89899eaa
+def by_fold(
+    values: Sequence[float] | np.ndarray,  # one for each run: fold by fold, the seeds of a fold together
+    folds: Sequence[str],  # their names; none: the data set has no folds
+) -> np.ndarray:  # (folds,), or the values
+    "What an interval is taken over: the mean of each fold where there are several, else the values of the seeds."
+    values = np.asarray(values, dtype=float)
+    return values if len(folds) < 2 else values.reshape(len(folds), -1).mean(axis=1)
+
+
+def count_runs(seeds: int, folds: int = 0) -> str:
+    "How many runs a number comes from: `3 seeds`, or `5 folds x 1 seed`."
+    counts = [(folds, "fold")] * (folds > 0) + [(seeds, "seed")]
+    return " x ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
 
 # %% ../nbs/40_report.ipynb #8f37b1d1
 ALARM = "nothing "  # how the notes begin without which the numbers mislead

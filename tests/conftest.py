@@ -54,6 +54,14 @@ def tiny(tiny_folder):
     return load_dataset(tiny_folder)
 
 
+@pytest.fixture(scope="session")
+def folds_folder(tiny_folder, tmp_path_factory) -> Path:
+    "Its five recordings as three folds, which test on 2, 2 and 1 of them."
+    from selfdetr.simulate import make_folds
+
+    return make_folds(tmp_path_factory.mktemp("data") / "folded", tiny_folder)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     "The small data set of `sports.py`, which a test may change."

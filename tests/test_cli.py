@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import some_model
+from small_runs import SMALL
 
 import selfdetr.check.folder as check_module
 from selfdetr import inference, video
@@ -212,6 +213,28 @@ def test_the_installed_command_gives_published_numbers():
     command = [sys.executable, "-m", "selfdetr", "evaluate", *judged, "--tiou", "0.3", "0.5", "0.7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "| 35.77 | 21.21 | 5.8 |" in done.stdout, done.stderr
+
+
+PUBLISHED = {  # average mAP over folds, of frame-wise predictions as detections
+    "50salads": {"mid_video_SVM": 29.8, "mid_video_tCNN_C36": 36.6, "mid_video_DilatedTCN_B3_L5": 41.1,
+                 "mid_video_ED-TCN_L2_C15": 46.7},
+    "gtea": {"video_SVM": 21.4, "video_DilatedTCN_L5_B2": 35.7, "video_ED-TCN_L2_C25": 48.1},
+    "jigsaws": {"video_ED-TCN_L2_C20": 66.8, "sensors_ED-TCN_L2_C15": 73.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_predictions_of_other_methods_have_their_known_average_over_folds(name, tmp_path):
+    folder = find_data(name)
+    if folder is None:
+        pytest.skip(f"the folds of {name} with the predictions of other methods are not here")
+    for method, expected in PUBLISHED[name].items():
+        averages = []
+        for predicted in sorted(folder.glob(f"fold*/peers/{method}.json")):
+            judged = [str(predicted.parents[1] / "annotations.json"), str(predicted)]
+            assert main(["evaluate", *judged, "--subset", "test", "--json", str(tmp_path / "out.json")]) == 0
+            averages.append(100 * json.loads((tmp_path / "out.json").read_text())["average"])
+        assert len(averages) >= 3 and f"{np.mean(averages):.1f}" == str(expected), method
 
 
 @pytest.mark.parametrize("text, value", [("7", 7), ("1" * 400, None), ("-3", None), ("7.0", None), ("1_0", None)])
@@ -538,6 +561,18 @@ def test_a_misspelt_data_set_is_one_line_with_the_near_one(tmp_path, monkeypatch
     said = capsys.readouterr().err
     assert "data set 'thumos41': no such folder in data" in said and "did you mean 'thumos14'?" in said
     assert said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_run_is_on_one_fold(folds_folder, tmp_path, capsys):
+    given = ["train", str(folds_folder), "--profile", "smoke", "--device", "cpu", "--runs", str(tmp_path / "runs")]
+    given += [f"--set={name}={value}" for name, value in SMALL.items()]
+    for options, message in ((), "a run is on one; name a fold: 1, 2, 3"), (["--fold", "5"], "has no fold '5'"):
+        assert main([*given, *options]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1 and not (tmp_path / "runs").exists()
+    assert main([*given, "--fold", "2"]) == 0
+    folder = Path(capsys.readouterr().out.split(":")[0])
+    assert json.loads((folder / "spec.json").read_text())["fold"] == "2"
 
 
 # selfdetr features

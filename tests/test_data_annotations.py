@@ -24,7 +24,7 @@ def test_quirks_are_handled_and_counted(folder):
     assert {kind: len(cases) for kind, cases in loaded.report.items()} == {
         "clipped": 1, "beyond": 2, "duplicate": 1, "ignored": 1, "no length": 2,
         "no features": 1, "unused": 1, "one step": 1, "length": 1}
-    assert set(loaded.report) == set(QUIRKS) - {"short", "fps", "other form"}
+    assert set(loaded.report) == set(QUIRKS) - {"short", "labels", "fps", "other form"}
     assert load_dataset(folder, min_seconds=1.0).report["short"] == ["b: run 4-4.5 s"]
     assert loaded.classes == ("jump", "run")
     assert loaded.videos[0].segments.tolist() == [[1, 3], [2.5, 6.5], [28, 29.95], [29, 30]]

@@ -296,3 +296,25 @@ def test_letters_that_no_font_has_are_said_once():
     with pytest.warns(UserWarning) as said:
         drawable(plots.plot_timeline(truth, truth.assign(score=1.0)))
     assert {str(warning.message) for warning in said} == {str(said[0].message)} and "no font" in str(said[0].message)
+
+
+# ---- folds
+
+
+def test_a_table_of_folds_draws_a_dot_for_each_fold():
+    "Six values as three folds with two seeds each."
+    folded = table(seeds=6) | {"folds": ["1", "2", "3"], "seeds": [0, 1]}
+    ours, _, difference = drawable(plots.plot_table(folded))
+    assert ours.lines[0].get_xdata() == pytest.approx([20.5, 22.5, 24.5])
+    assert difference.lines[0].get_xdata() == pytest.approx([2.05, 2.25, 2.45])
+    assert "n = 3 folds x 2 seeds" in ours.get_title() and "small: a fold" in ours.get_xlabel()
+    one = plots.plot_table(table(seeds=2) | {"folds": ["3"]})[0]
+    assert one.lines[0].get_xdata() == pytest.approx([20, 21]) and "small: a seed" in one.get_xlabel()
+
+
+def test_diversity_of_folds_has_the_interval_over_folds():
+    "Three folds whose seeds cancel: no band is left."
+    folds = pd.concat([diversity_frame(2).assign(fold=fold) for fold in "123"])
+    _, given = plt.subplots(1, 2)
+    band = plots.plot_diversity(folds, given)[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert set(np.round(band, 6)) == {0.55, 1.05}

@@ -1,5 +1,6 @@
 """Many runs: failing, killed and interrupted ones, jobs of a cluster, leftovers, one data set for all of them."""
 
+import json
 import os
 import shutil
 import signal
@@ -204,3 +205,50 @@ def test_a_study_goes_on_from_its_own_states_however_old_they_are(finished, tiny
         os.utime(path, (0, 0))
     monkeypatch.setattr(cache, "compute_run", lambda *_: pytest.fail("begun anew"))
     assert_same_run(study.run_all([finished.spec], tiny, "", tmp_path, "cpu", 1, False)[0], finished)
+
+
+# ---- folds
+
+
+def test_each_fold_trains_on_its_own_recordings_and_is_kept(folds_folder, tmp_path, monkeypatch):
+    "One fold, then all, then all again, then what `run` finds by the spec alone."
+    one = make_table(ROWS[:1], 2, folds_folder, tmp_path, folds="2")
+    assert one.content["folds"] == ["2"] and len(visible(tmp_path)) == 2
+    compute_run, computed = cache.compute_run, []
+    monkeypatch.setattr(cache, "compute_run", lambda spec, *rest: (computed.append(spec), compute_run(spec, *rest))[1])
+    table = make_table(ROWS[:1], 2, folds_folder, tmp_path)
+    assert [(spec.fold, spec.seed) for spec in computed] == [("1", 0), ("1", 1), ("3", 0), ("3", 1)]
+    runs = table.runs["baseline"]
+    assert [(run.spec.fold, run.spec.seed) for run in runs] == [(f, s) for f in "123" for s in (0, 1)]
+    assert runs[2].metrics == one.runs["baseline"][0].metrics
+    folds = study.open_folds(str(folds_folder), "smoke")
+    for run in runs:
+        assert run.metrics["data"] == folds[run.spec.fold].hash()
+        detected = json.loads(run.file("detections.json").read_text())["results"]
+        assert set(detected) <= {video.name for video in folds[run.spec.fold].split("test")}
+    assert table.content["test_instances"] == sum(run.metrics["test_instances"] for run in runs[::2])
+    again = make_table(ROWS[:1], 2, folds_folder, tmp_path)
+    assert again.content == table.content and len(computed) == 4
+    assert study.run(runs[-1].spec, runs_root=tmp_path, device="cpu", progress=False).metrics == runs[-1].metrics
+    assert list(study.runs(tmp_path).fold.value_counts().sort_index().items()) == [("1", 2), ("2", 2), ("3", 2)]
+
+
+def test_workers_share_the_folds_and_a_failing_run_names_its_fold(folds_folder, tmp_path, monkeypatch):
+    reads = []
+    read = features.READERS["npy"]
+    monkeypatch.setitem(features.READERS, "npy", lambda path: (reads.append(path), read(path))[1])
+    alone = make_table(ROWS[:1], 1, folds_folder, tmp_path / "alone")
+    assert len(reads) == len(set(reads)) == 15  # five recordings of three folds, once each
+    two = make_table(ROWS[:1], 1, folds_folder, tmp_path / "two", workers=2)
+    assert two.content == alone.content
+    compute_run = cache.compute_run
+
+    def fails_on_fold_2(spec, *rest):
+        if spec.fold == "2":
+            raise OSError("no space left on device")
+        compute_run(spec, *rest)
+
+    monkeypatch.setattr(cache, "compute_run", fails_on_fold_2)
+    with pytest.raises(RuntimeError, match=r"1 of 3 runs failed.*\n.*\(fold 2, seed 0\): OSError: no space left"):
+        make_table(ROWS[:1], 1, folds_folder, tmp_path / "failing")
+    assert len(visible(tmp_path / "failing")) == 2

@@ -1,15 +1,21 @@
 """Specs survive their JSON, and what cannot be a spec, a data set or a parameter is refused in one line."""
 
-from dataclasses import replace
+import json
+import shutil
+import unicodedata
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdetr import study
+from selfdetr.data import DataError
+from selfdetr.data.files import checksum
 from selfdetr.study import RunSpec, make_spec, override
-from selfdetr.study.compute import run_hash
+from selfdetr.study.compute import run_hash, training_hash
 
 numbers = st.floats(0, 100)
 OVERRIDES = st.fixed_dictionaries(
@@ -103,3 +109,102 @@ def test_results_that_cannot_be_written_stop_a_notebook_in_its_first_cell(tmp_pa
     assert not (tmp_path / "new").exists()
     with pytest.raises(OSError, match=r"file/results: cannot be written \(.*file is a file\); choose a folder"):
         study.check_parameters(parameters | {"out_dir": str(tmp_path / "file" / "results")})
+
+
+# ---- folds
+
+
+def test_runs_have_the_names_they_had_before_there_were_folds():
+    spec = override(RunSpec("a", "smoke", 3), {"train.lr": 0.5})
+    old = {name: value for name, value in asdict(replace(spec, dataset="")).items() if name != "fold"}
+    text = json.dumps([old, "data", training_hash()], sort_keys=True)
+    assert run_hash(spec, "data") == run_hash(replace(spec, fold="2"), "data") == checksum(text.encode())[:16]
+    written = json.loads(spec.to_json())
+    del written["fold"]
+    assert RunSpec.from_json(json.dumps(written)) == spec
+
+
+def test_a_fold_is_opened_by_its_name(folds_folder, tiny_folder, tmp_path, monkeypatch):
+    folds = study.open_folds(str(folds_folder), "smoke")
+    tested = {fold: [video.name for video in data.split("test")] for fold, data in folds.items()}
+    assert {fold: len(names) for fold, names in tested.items()} == {"1": 2, "2": 2, "3": 1}
+    assert len(set(sum(tested.values(), []))) == 5
+    assert list(study.open_folds(str(folds_folder), "smoke", folds=["3", "1"])) == ["3", "1"]
+    assert list(study.open_folds(str(folds_folder), "smoke", folds="2")) == ["2"]
+    assert study.open_dataset(str(folds_folder), "smoke", fold="3").hash() == folds["3"].hash()
+    assert study.open_dataset(str(folds_folder), "smoke", fold=None).hash() == folds["1"].hash()
+    plain = study.open_folds(str(tiny_folder), "smoke")
+    assert list(plain) == [""] and plain[""].hash() == study.open_dataset(str(tiny_folder), "smoke", fold=None).hash()
+    monkeypatch.chdir(tmp_path)
+    assert list(study.open_folds(folds_folder.name, "smoke", folds_folder.parent)) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("name, fold, message", [
+    ("folded", "", "folded: has 3 folds, and a run is on one; name a fold: 1, 2, 3"),
+    ("folded", "4", "folded: has no fold '4'; it is one of 1, 2, 3"),
+    ("tiny", "1", "tiny: has no fold '1'; it has no folders fold1, fold2, ..."),
+])  # fmt: skip
+def test_a_fold_that_is_not_there_is_one_line(folds_folder, tiny_folder, name, fold, message):
+    folder = {"folded": folds_folder, "tiny": tiny_folder}[name]
+    with pytest.raises(DataError) as caught:
+        study.open_dataset(str(folder), "smoke", fold=fold)
+    assert str(caught.value) == f"{folder.parent}/{message}"
+    if fold:
+        with pytest.raises(DataError, match=f"has no fold '{fold}'"):
+            study.open_folds(str(folder), "smoke", folds=fold)
+
+
+def set_file(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def lose_a_class(place):
+    kept = json.loads((place / "dataset.json").read_text())["classes"][1:]
+    set_file(place / "dataset.json", classes=kept, ignore_labels=["action 0"])
+
+
+def turn_the_classes_round(place):
+    set_file(place / "dataset.json", classes=json.loads((place / "dataset.json").read_text())["classes"][::-1])
+
+
+def halve_the_channels(place):
+    for path in (place / "features").iterdir():
+        np.save(path, np.load(path)[:, ::2])
+
+
+def judge_otherwise(place):
+    set_file(place / "dataset.json", protocol="activitynet13")
+
+
+def share_a_test_video(place):
+    database = json.loads((place / "annotations.json").read_text())["database"]
+    database["video_0003"]["subset"] = "test"
+    set_file(place / "annotations.json", database=database)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lose_a_class, "folds 1 and 2 differ in their classes: 'action 0' is only in 1; write one list of classes"),
+    (turn_the_classes_round, "folds 1 and 2 differ in their classes: their order is not the same; write one list"),
+    (halve_the_channels, "folds 1 and 2 have features of 8 and 4 channels; extract those of all folds in the same way"),
+    (judge_otherwise, "folds 1 and 2 are judged by the protocols None and 'activitynet13'; write the same one"),
+    (share_a_test_video, "video 'video_0003' is in the test split of folds 1 and 2; let one of them train on it"),
+])  # fmt: skip
+def test_folds_that_do_not_belong_together_are_one_line(folds_folder, tmp_path, change, message):
+    folder = shutil.copytree(folds_folder, tmp_path / "folded")
+    change(folder / "fold2")
+    with pytest.raises(DataError) as caught:
+        study.open_folds(str(folder), "smoke")
+    assert str(caught.value).startswith(f"{folder}: {message}") and "\n" not in str(caught.value)
+    study.open_dataset(str(folder), "smoke", fold="2")  # by itself it can be used
+
+
+def test_a_video_that_two_folds_test_on_is_found_in_any_unicode_form(folds_folder, tmp_path):
+    folder = shutil.copytree(folds_folder, tmp_path / "folded")
+    for fold, form in (("1", "NFC"), ("2", "NFD")):
+        place, name = folder / f"fold{fold}", unicodedata.normalize(form, "knäuel")
+        database = json.loads((place / "annotations.json").read_text())["database"]
+        database[name] = database.pop("video_0003") | {"subset": "test"}
+        set_file(place / "annotations.json", database=database)
+        (place / "features" / "video_0003.npy").rename(place / "features" / f"{name}.npy")
+    with pytest.raises(DataError, match="is in the test split of folds 1 and 2"):
+        study.open_folds(str(folder), "smoke")

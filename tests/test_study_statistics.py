@@ -27,3 +27,21 @@ def test_claims_about_layers_margins_and_one_row():
     assert judge_claim(same | {"margin": 1.0}, runs)["verdict"] == "reproduced"
     assert judge_claim(same | {"margin": 0.1}, runs)["verdict"] == "not reproduced"
     assert judge_claim(same | {"margin": 0.5}, runs)["verdict"] == "inconclusive"
+
+
+def test_a_claim_on_folds_is_paired_by_fold_and_seed_and_counts_folds():
+    "Three folds with two seeds each; the differences are 1 and 3, 2 and 2, 4 and 0."
+    def runs(averages):
+        pairs = [(fold, seed) for fold in "123" for seed in (0, 1)]
+        return [Run(Path("unused"), RunSpec(fold=fold, seed=seed), {"average": average}, pd.DataFrame())
+                for (fold, seed), average in zip(pairs, averages)]  # fmt: skip
+
+    by_row = {"a": runs([10, 20, 30, 40, 50, 60]), "b": runs([11, 23, 32, 42, 54, 60])}
+    better = {"text": "better", "better": "b", "worse": "a"}  # each fold by 2: no spread
+    assert judge_claim(better, by_row) == {
+        "text": "better", "verdict": "reproduced",
+        "evidence": "+2.0 mAP, 95 % interval [+2.0, +2.0], 3 folds x 2 seeds"}  # fmt: skip
+    published = judge_claim({"text": "as printed", "better": "a", "worse": 20.0}, by_row)  # -5, 15, 35: 15 +- 49.7
+    assert published["evidence"] == "+15.0 mAP, 95 % interval [-34.7, +64.7], 3 folds x 2 seeds"
+    one = {row: each[:2] for row, each in by_row.items()}  # of one fold: paired by seed, 2 +- 12.7
+    assert judge_claim(better, one)["evidence"] == "+2.0 mAP, 95 % interval [-10.7, +14.7], 1 fold x 2 seeds"

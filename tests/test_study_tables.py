@@ -28,24 +28,28 @@ def no_pictures_left():
     plt.close("all")
 
 
-def fake_runs(averages, seeds):
-    "Runs as the cache would return them, in the order of `run_all`: all rows of a seed, then the next seed."
+def fake_runs(averages, seeds, folds=("",)):
+    "Runs as the cache would return them, in the order of `run_all`: all rows of a fold and seed, then the next pair."
+    pairs = [(fold, seed) for fold in folds for seed in seeds]
+    diversity = [{"part": "encoder", "layer": 1, "diversity": 1.0}]
     metrics = [
-        {"average": row[i], "mAP": {"0.5": row[i] + 1, "0.7": row[i] - 1}, "test_instances": 9, "diversity": [],
-         "protocol": "all"}
-        for i in range(len(seeds))
+        {"average": row[i], "mAP": {"0.5": row[i] + 1, "0.7": row[i] - 1}, "test_instances": 9 + len(fold) * i,
+         "diversity": diversity, "protocol": "all"}
+        for i, (fold, _) in enumerate(pairs)
         for row in averages
     ]
-    return [Run(Path("unused"), RunSpec(), m, pd.DataFrame()) for m in metrics]
+    specs = [RunSpec(fold=fold, seed=seed) for fold, seed in pairs for _ in averages]
+    return [Run(Path("unused"), spec, m, pd.DataFrame()) for spec, m in zip(specs, metrics)]
 
 
-def fake_table(averages, tiny_folder, seeds=None, rows=None, **more):
-    seeds = seeds or list(range(len(averages[0])))
+def fake_table(averages, tiny_folder, seeds=None, rows=None, folds=None, **more):
+    seeds = seeds or list(range(len(averages[0]) // len(folds or [""])))
     rows = rows or [{"name": f"row {i}", "overrides": {}, "paper": None} for i in range(len(averages))]
     claims = [{"text": "better", "better": rows[1]["name"], "worse": rows[0]["name"]}]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "run_all", lambda *_, **__: fake_runs(averages, seeds))
-        return make_table(rows, seeds, tiny_folder, "unused", claims=claims, name="table9", title="A test.", **more)
+        patch.setattr(tables, "run_all", lambda *_, **__: fake_runs(averages, seeds, folds or [""]))
+        more |= dict(claims=claims, name="table9", title="A test.", folds=folds)
+        return make_table(rows, seeds, tiny_folder, "unused", **more)
 
 
 def test_unknown_names_stop_a_table_before_any_training(tiny_folder, tmp_path, monkeypatch):
@@ -227,3 +231,61 @@ def test_all_claims_of_all_data_sets_are_on_the_page(tiny_folder, tmp_path):
     with pytest.raises(ValueError, match=r"table9\.json: not a table .* run its notebook again"):
         study.write_claims(tmp_path)
     assert (tmp_path / "claims.md").read_bytes() == before
+
+
+# ---- folds
+
+FOLDED = [[20.0, 22.0, 30.0, 34.0, 50.0, 51.0], [24.0, 23.0, 33.0, 36.0, 53.0, 56.0]]  # of 3 folds, 2 seeds each
+
+
+def test_a_table_of_folds_pairs_by_fold_and_seed_and_reports_each_fold(folds_folder, tmp_path):
+    table = fake_table(FOLDED, folds_folder, folds=list("123"))
+    table.save(tmp_path)
+    content = strict_json(tmp_path / "table9.json")
+    base, ours = content["rows"]
+    assert (content["folds"], content["seeds"]) == (["1", "2", "3"], [0, 1])
+    assert [base["average"], ours["average"]] == FOLDED and ours["mAP"]["0.5"] == [v + 1 for v in FOLDED[1]]
+    assert content["test_instances"] == 9 + 11 + 13  # each fold once
+    means = [np.reshape(row, (3, 2)).mean(axis=1) for row in FOLDED]
+    expected = ttest_rel(means[1], means[0])
+    between = expected.confidence_interval(0.95)
+    assert list(ours["delta"].values()) == pytest.approx([3.0, *between])
+    assert content["claims"][0]["verdict"] == ("reproduced" if expected.pvalue < 0.05 else "inconclusive")
+    assert table.averages.index.name == "fold" and table.averages["row 1"].tolist() == means[1].tolist()
+    assert list(table.frame.n) == ["3 folds x 2 seeds"] * 2
+    assert table.per_fold.loc["row 1"].tolist() == ["23.5 (+2.5)", "34.5 (+2.5)", "54.5 (+4.0)"]
+    assert table.per_fold.loc["row 0"].tolist() == ["21.0", "32.0", "50.5"]
+    assert list(zip(table.diversity.fold, table.diversity.seed)) == [(f, s) for f in "123" for s in (0, 1)] * 2
+    by_fold = pd.read_csv(tmp_path / "table9_folds.csv", index_col=0)
+    pd.testing.assert_frame_equal(by_fold.astype(str), table.per_fold.astype(str))
+    page = (tmp_path / "table9.md").read_text()
+    assert "folds 1, 2, 3, seeds 0, 1." in page and "over folds, each the mean of its seeds" in page
+    assert "with the same fold and seed" in page and "| 34.5 (+2.5) |" in page
+
+
+def test_one_fold_is_a_table_of_seeds(folds_folder):
+    table = fake_table([[20.0, 22.0], [24.0, 23.0]], folds_folder, folds=["2"])
+    assert table.content["folds"] == ["2"] and table.per_fold.empty and table.averages.index.name == "seed"
+    assert list(table.frame.n) == ["1 fold x 2 seeds"] * 2
+    delta, between = table.content["rows"][1]["delta"], ttest_rel([24.0, 23.0], [20.0, 22.0]).confidence_interval(0.95)
+    assert (delta["low"], delta["high"]) == pytest.approx(tuple(between))
+    assert "over seeds" in _markdown(table) and "by fold" not in _markdown(table)
+
+
+def test_results_of_other_folds_are_not_replaced(folds_folder, tmp_path):
+    folder = shutil.copytree(folds_folder, tmp_path / folds_folder.name)
+    options = {"results": (results := tmp_path / "results")}
+    fake_table(FOLDED, folder, folds=list("123"), **options).save(results)
+    again = fake_table(FOLDED, folder, folds=list("123"), **options)
+    assert len(again.content["data"]) == 64
+    two = [row[:4] for row in FOLDED]
+    with pytest.raises(DataError, match=r"table9\.json: has folds 1, 2, 3, here folds 1, 2; give those, or another"):
+        fake_table(two, folder, folds=["1", "2"], **options)
+    with pytest.raises(DataError, match=r"table9\.json: has folds 1, 2, 3, here no folds; give those, or another out"):
+        fake_table(two, folder / "fold1", **options)
+    with pytest.raises(DataError, match=r"table9\.json: holds 2 seeds, which 1 would replace"):
+        fake_table([row[:3] for row in FOLDED], folder, folds=list("123"), **options)
+    path = min((folder / "fold3" / "features").iterdir())
+    np.save(path, np.load(path) + 1)  # one file of one fold
+    with pytest.raises(DataError, match=r"table9\.json: of other data of the name 'folded'"):
+        fake_table(FOLDED, folder, folds=list("123"), **options)

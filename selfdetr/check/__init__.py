@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Findings", "check_folder", "import_segments"]
+__all__ = ["Findings", "check_folder", "import_labels", "import_segments"]
 
 
 def __getattr__(name: str) -> Any:
@@ -12,7 +12,7 @@ def __getattr__(name: str) -> Any:
         from . import findings as home
     elif name == "check_folder":
         from . import folder as home
-    elif name == "import_segments":
+    elif name in ("import_labels", "import_segments"):
         from . import tables as home
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from .findings import Findings, shorten
-from ..data.annotations import Annotations, read_annotations, read_instances
+from ..data.annotations import Annotations, read_instances
 from ..data.files import LONGEST_COMPARED, DataError, in_form_there, parse_json, read_json, read_text
-from ..data.releases import Settings
+from ..data.releases import Settings, read_described
 from ..segments import elementwise_iou
 
 # %% ../../nbs/46_check_annotations.ipynb #149fa638
@@ -156,7 +156,7 @@ def check_annotations(
     findings: Findings,  # gains what is wrong
 ) -> Annotations:  # what can be used of the file
     "Everything about the annotation file alone."
-    path, subsets = in_form_there(folder / settings.annotations), settings.subsets
+    path = in_form_there(folder / settings.annotations)
     item = findings.short(path)
 
     def take(kind: str, where: str, error: DataError) -> None:
@@ -166,10 +166,8 @@ def check_annotations(
                     return findings.add("annotation layout", item, f"is {layout[0]}", fix=layout[1])
         findings.take(kind, where, error, "dataset.json" if kind == "classes" else "")
 
-    annotations = read_annotations(
-        path, train=subsets.train if train is None else train, test=subsets.test if test is None else test,
-        classes=settings.classes, ignore_labels=settings.ignore_labels, min_seconds=settings.min_seconds, problem=take)
-    if not path.is_file():
+    annotations = read_described(folder, settings, train, test, take)
+    if settings.release != "framewise" and not path.is_file():
         _look_around(findings, path.name)
     _check_units(annotations, findings, item)
     _check_handled(annotations, findings, item)

@@ -60,6 +60,7 @@ FINDING_KINDS = {  # kind -> severity, text, usual fix
     "all zero": ("warning", "holds nothing but zeros", "extract it again"),
     "one step": ("warning", "has a single step", "extract it again, or set another stride"),
     "length": ("warning", "{} steps cover {:.1f} s of {:.1f} s", "extract it again, or correct its duration or fps"),
+    "labels": ("note", "{}", "nothing, unless fps or stride is wrong"),
     "frame rates": ("warning", "", "correct one of the two"),
     "windows": ("warning", "{} of {} {} instances ({:.1f} %) are in no window of {} steps: "
                 "{} longer than window / keep, {} cut by edges", "take longer windows"),
@@ -97,7 +98,7 @@ class Findings:
     def take(self, kind: str, where: str, error: DataError, item: str = "") -> None:
         "Add the error of a reader, whose message begins with `where`: a file, perhaps with a part of it; a `Problem`."
         file, _, part = where.removeprefix(str(self.folder)).lstrip("/").partition(": ")
-        self.add(kind, item or part or file, str(error).removeprefix(where).lstrip(": "))
+        self.add(kind, item or part or file, str(error).removeprefix(where).lstrip(":,/ "))
 
     def short(self, path: Path) -> str:
         "A path inside the folder, for people."

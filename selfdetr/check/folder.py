@@ -18,10 +18,11 @@ import pandas as pd
 from .annotations import check_annotations
 from .features import Measured, check_all_features
 from .findings import Findings
-from ..data.annotations import Annotations, subset_key
+from ..data.annotations import Annotations, Report, subset_key
 from ..data.dataset import Dataset, place_videos
 from ..data.features import FeatureFiles, feature_files
 from ..data.files import DataError, in_form_there, one_of, shown, trying
+from ..data.framewise import MAPPING, check_label_length
 from ..data.releases import Settings, all_settings, grid_for
 from ..data.timegrid import TimeGrid
 from ..data.windows import WindowConfig, Windows, test_windows, training_windows
@@ -165,6 +166,22 @@ def _annotation_facts(
         facts["size"] = f"{disk / 1e6:,.1f} MB on disk, {4 * values / 1e6:,.1f} MB in memory"
     return facts
 
+# %% ../../nbs/48_check_folder.ipynb #2692a923
+def _check_labels(
+    labels: Path, annotations: Annotations, grids: Mapping[str, TimeGrid], recordings: Mapping[str, Measured],
+    findings: Findings
+) -> None:
+    "Whether frame-wise labels are as long as the features, as `check_label_length` has it."
+    small = Report()
+    for video in (video for video in annotations.videos if video.name in recordings and video.name in grids):
+        (path, steps, channels, *_), file = recordings[video.name], labels / f"{video.name}.txt"
+        features = Path(findings.short(path))
+        with trying(findings.take, "label file", str(file)):
+            check_label_length(video, grids[video.name], (steps, channels), file, features, small)
+    for case in small.get("labels", ()):
+        name, _, told = case.partition(": ")
+        findings.add("labels", f"video {name!r}", told)
+
 # %% ../../nbs/48_check_folder.ipynb #2fe635d5
 def check_folder(
     folder: str | Path,  # of a data set
@@ -172,7 +189,7 @@ def check_folder(
     window: int = 128,  # steps
     overlap: float = 0.75,  # of training windows
     keep: float = 0.75,  # smallest share of an instance inside a window
-    release: str | None = None,  # "thumos14" or "activitynet13": what the folder does not say itself
+    release: str | None = None,  # "thumos14", "activitynet13" or "framewise": what the folder does not say itself
     grid: TimeGrid | None = None,  # of all recordings; None: what the folder says
     train: str | Sequence[str] | None = None,  # subsets to train on
     test: str | Sequence[str] | None = None,  # subsets to test on
@@ -195,6 +212,8 @@ def check_folder(
     recordings = check_all_features(files, annotations, {} if resize else grids, findings)
     path = in_form_there(folder / settings.annotations)
     findings.facts |= _annotation_facts(annotations, path, files, recordings, findings)
+    if settings.release == "framewise" and not resize:
+        _check_labels(path, annotations, grids, recordings, findings)
     _check_use(folder, settings, standardised, findings)
     if videos := [video for video in annotations.videos if video.name in recordings and video.name in grids]:
         sizes = {name: (resize or each.steps, each.channels) for name, each in recordings.items()}
@@ -212,4 +231,6 @@ def files_of(folder: Path) -> list[Path]:
         settings = all_settings(folder)
     except DataError:
         return [folder]
-    return [in_form_there(folder / part) for part in ("dataset.json", settings.annotations, settings.features)]
+    more = (MAPPING, "splits") if settings.release == "framewise" else ()
+    parts = "dataset.json", settings.annotations, settings.features, *more
+    return [in_form_there(folder / part) for part in parts]

@@ -7,6 +7,7 @@ __all__ = ['main']
 
 # %% ../../nbs/57_commands.ipynb #c93b73f1
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def _add_train(parser: Parser) -> None:
     parser.add_argument("dataset", nargs="?", default="simulated", help="name or folder of a data set (simulated)")
     parser.add_argument("--profile", default="quick", choices=list(PROFILES), help="size of the experiment (quick)")
     parser.add_argument("--seed", type=number(int, least=0, below=2**63), default=0, help="of all that is random (0)")
+    parser.add_argument("--fold", default="", help="which, of a data set that has folds")
     parser.add_argument("--preset", default="self-detr", choices=list(PRESETS), help="compared design (self-detr)")
     parser.add_argument("--set", action="append", type=_parse_setting, default=[], metavar="part.field=value",
                         help="change a setting, such as loss.feedback_encoder=0; may be repeated")
@@ -64,8 +66,8 @@ def _train(options: argparse.Namespace) -> None:
     make_spec(options.dataset, options.profile, None, options.seed, overrides)
     if not Path(options.runs).is_dir():  # where it is one, it may hold the run, and need not be written to
         check_writable(options.runs)
-    data = open_dataset(options.dataset, options.profile, options.data_root)
-    spec = make_spec(options.dataset, options.profile, data, options.seed, overrides)
+    data = open_dataset(options.dataset, options.profile, options.data_root, options.fold)
+    spec = make_spec(options.dataset, options.profile, data, options.seed, overrides, options.fold)
     try:
         found = run(spec, data, runs_root=options.runs, device=options.device, progress=sys.stderr.isatty())
         if is_first():
@@ -258,6 +260,7 @@ def _add_check(parser: Parser) -> None:
     parser.add_argument("--overlap", type=number(least=0, below=1), default=0.75, help="of training windows (0.75)")
     parser.add_argument("--keep", type=share, default=0.75, help="share of an instance that must be in a window (0.75)")
     parser.add_argument("--release", choices=list(RELEASES), help="what the folder does not say itself")
+    parser.add_argument("--fold", help="of a folder with splits or with folders fold1, fold2, ... (each of them)")
     for name, form in (("json", "JSON"), ("markdown", "Markdown")):
         parser.add_argument(f"--{name}", type=output_file(), metavar="FILE", dest=f"as_{name}",
                             help=f"write everything as {form}")
@@ -273,21 +276,38 @@ def _add_check(parser: Parser) -> None:
     parser.set_defaults(work=_check)
 
 
+def _places(options: argparse.Namespace) -> dict[str, tuple[Path, dict[str, Any]]]:
+    "What to check, by the fold: the one that was asked for, else each of them, else the folder itself."
+    from selfdetr.data.dataset import folds_of, place_of_fold
+
+    folds = [options.fold] if options.fold is not None else []
+    with contextlib.suppress(DataError):  # what is wrong with the settings is a finding
+        folds = folds or folds_of(options.folder, options.release)
+    places = {fold: place_of_fold(options.folder, fold, options.release) for fold in folds}
+    return places or {"": (Path(options.folder), {})}
+
+
 def _check(options: argparse.Namespace) -> None:
     "`selfdetr data check`: print the findings, write what was asked for; `DataError` when there are errors."
     from selfdetr.check.folder import check_folder, files_of
 
-    own = ("work", "folder", "as_json", "as_markdown")
+    own = ("work", "folder", "fold", "as_json", "as_markdown")
     given = {name: value for name, value in vars(options).items() if name not in own}
-    keep_apart([options.as_json, options.as_markdown], files_of(Path(options.folder)))
-    findings = check_folder(options.folder, **given)
-    print(findings)
+    places = _places(options)
+    taken = [file for place, _ in places.values() for file in files_of(place)]
+    keep_apart([options.as_json, options.as_markdown], taken)
+    found = {fold: check_folder(place, **given, **chosen) for fold, (place, chosen) in places.items()}
+    several = len(found) > 1
+    print(*(f"fold {fold}\n{findings}\n" if several else findings for fold, findings in found.items()), sep="\n")
     if options.as_json:
-        write_whole(options.as_json, json.dumps(findings.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        parts = {fold: findings.to_dict() for fold, findings in found.items()}
+        content = parts if several else next(iter(parts.values()))
+        write_whole(options.as_json, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if options.as_markdown:
-        write_whole(options.as_markdown, findings.markdown())
-    if not findings.ok:
-        raise DataError(f"{findings.summary}; fix the errors above")
+        write_whole(options.as_markdown, "\n".join(findings.markdown() for findings in found.values()))
+    for fold, findings in found.items():
+        if not findings.ok:
+            raise DataError(f"{f'fold {fold}: ' * several}{findings.summary}; fix the errors above")
 
 # %% ../../nbs/57_commands.ipynb #a04ed8a1
 def _parse_column(text: str) -> tuple[str, str]:  # role, and the column that has it
@@ -301,27 +321,40 @@ def _parse_column(text: str) -> tuple[str, str]:  # role, and the column that ha
 
 
 def _add_import(parser: Parser) -> None:
-    "The arguments of `selfdetr data import`: those of `import_segments`."
+    "The arguments of `selfdetr data import`: those of `import_segments` and `import_labels`."
     parser.epilog = "exit status: 0 written; 2 the table cannot be used, and nothing is written"
-    parser.add_argument("table", help="CSV or TSV with the columns video, start, end, label; perhaps subset, duration")
+    parser.add_argument("table", help="CSV or TSV with the columns video, start, end, label; perhaps subset, duration; "
+                        "or a folder of text files, with a label for each frame")
     parser.add_argument("folder", help="of the data set; made if need be")
-    parser.add_argument("--fps", type=argument(parse_rate), help="starts and ends are frames at this rate")
+    parser.add_argument("--fps", type=argument(parse_rate), help="starts and ends are frames at this rate; labels are")
     parser.add_argument("--test-share", type=number(above=0, below=1),
-                        help="of the videos, without a column of subsets (0.2)")
+                        help="of the videos, without a column of subsets, or splits (0.2)")
     parser.add_argument("--seed", type=number(int, least=0), default=0, help="of that draw (0)")
     parser.add_argument("--column", action="append", type=_parse_column, default=[], metavar="WHAT=NAME",
                         help="such as label=verb")
     parser.add_argument("--ignore", action="append", default=[], metavar="NAME", help="a column to leave out")
+    parser.add_argument("--background", nargs="+", metavar="LABEL", help="of frames without an action (the usual ones)")
+    parser.add_argument("--fold", help="the split that says the subsets, where label files have several")
     parser.add_argument("--force", action="store_true", help="replace an annotation file that exists")
     parser.set_defaults(work=_import_table)
 
 
 def _import_table(options: argparse.Namespace) -> None:
     "`selfdetr data import`: write the annotation file and say what was assumed."
-    from selfdetr.check.tables import import_segments
+    from selfdetr.check.tables import import_labels, import_segments
 
-    given = {name: value for name, value in vars(options).items() if name not in ("work", "table", "folder", "column")}
-    print(import_segments(options.table, options.folder, columns=dict(options.column), **given))
+    given = {name: value for name, value in vars(options).items() if name not in ("work", "table", "folder")}
+    of_table = {"columns": dict(given.pop("column")), "ignore": given.pop("ignore")}
+    of_labels = {name: given.pop(name) for name in ("background", "fold")}
+    is_table = not Path(options.table).is_dir()
+    what, wrong = ("table", of_labels) if is_table else ("folder of label files", of_table)
+    if any(wrong.values()):
+        names = ", ".join(f"--{name.removesuffix('s')}" for name, value in wrong.items() if value)
+        raise DataError(f"{options.table}: is a {what}; leave {names} out")
+    if is_table:
+        print(import_segments(options.table, options.folder, **of_table, **given))
+    else:
+        print(import_labels(options.table, options.folder, **of_labels, **given))
 
 # %% ../../nbs/57_commands.ipynb #72178141
 def _data_folder(path: str) -> Path:

@@ -4,8 +4,8 @@ from types import ModuleType
 from typing import Any
 
 __all__ = [
-    "Batch", "DataError", "Dataset", "TimeGrid", "WindowConfig", "Windows", "find_data", "load_dataset",
-    "read_annotations", "test_windows", "training_windows", "windows_of",
+    "Batch", "DataError", "Dataset", "TimeGrid", "WindowConfig", "Windows", "find_data", "folds_of", "load_dataset",
+    "load_fold", "read_annotations", "test_windows", "training_windows", "windows_of",
 ]
 
 
@@ -13,7 +13,7 @@ def __getattr__(name: str) -> Any:
     home: ModuleType
     if name == "read_annotations":
         from . import annotations as home
-    elif name in ("Dataset", "load_dataset"):
+    elif name in ("Dataset", "folds_of", "load_dataset", "load_fold"):
         from . import dataset as home
     elif name in ("DataError", "find_data"):
         from . import files as home

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Instance', 'QUIRKS', 'Report', 'SPELLINGS', 'Entry', 'parse_entry', 'read_entries', 'parse_instance',
            'read_instances', 'report_line', 'note', 'clean_instances', 'labels_in_one_form', 'label_index',
-           'subset_key', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'read_annotations']
+           'subset_key', 'choose_subsets', 'VideoSet', 'AnnotatedVideo', 'Annotations', 'clean_entries',
+           'read_annotations']
 
 # %% ../../nbs/23_annotations.ipynb #6cff4a98
 import math
@@ -176,6 +177,7 @@ QUIRKS = {
     "other form": "names in another Unicode form, matched",
     "one step": "recordings of a single step",
     "length": "recordings whose features and duration differ by over a quarter, check fps and stride",
+    "labels": "recordings with a few more or fewer feature steps than frame-wise labels",
     "fps": "videos that state another frame rate than the one in use",
 }
 Report = dict[str, list[str]]
@@ -417,19 +419,20 @@ def _in_use(entries: Mapping[str, Entry], splits: Mapping[str, str]) -> dict[str
     return {name: splits.get(key or "", "") for name, key in keys.items() if not splits or key is None or key in splits}
 
 
-def read_annotations(
-    path: str | Path,  # annotations.json, or the folder that holds it
+def clean_entries(
+    entries: dict[str, Entry],  # by video
+    feature: dict[str, Any],  # the "feature" section
+    path: Path,  # where they are from
     *,
-    train: str | Sequence[str] | None = None,  # subsets to train on; None: by custom
-    test: str | Sequence[str] | None = None,  # subsets to test on; None: by custom
-    classes: Sequence[str] | None = None,  # class names in order; None: the labels that occur, sorted
-    ignore_labels: Sequence[str] = ("Ambiguous",),  # labels that are left out
-    min_seconds: float = 0.0,  # shorter instances are left out
-    problem: Problem = strict,  # what is done about an item that cannot be used; if it does not raise, that is left out
+    train: str | Sequence[str] | None = None,  # this and what follows: as of `read_annotations`
+    test: str | Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    ignore_labels: Sequence[str] = ("Ambiguous",),
+    min_seconds: float = 0.0,
+    problem: Problem = strict,
 ) -> Annotations:
-    "Read and check an ActivityNet-style annotation file. `DataError` names the file, the video and the way to fix it."
-    path = Path(path) / "annotations.json" if Path(path).is_dir() else Path(path)
-    (entries, feature), where, report = read_entries(path, problem=problem), str(path), Report()
+    "The videos and instances that count. `DataError` as `choose_subsets`, `parse_instance` and `label_index`."
+    where, report = str(path), Report()
     splits = choose_subsets(entries.values(), train, test, where, problem) if entries else {}
     used = _in_use(entries, splits)
     report["unused"] = [name for name in entries if name not in used]
@@ -444,3 +447,20 @@ def read_annotations(
         np.array([row[:2] for row in rows[name]], dtype=np.float64).reshape(-1, 2),
         np.array([index[row[2]] for row in rows[name]], dtype=np.int64)) for name, split in used.items())
     return Annotations(path.parent, tuple(index), videos, report, feature, entries, splits)
+
+# %% ../../nbs/23_annotations.ipynb #c158bfd6
+def read_annotations(
+    path: str | Path,  # annotations.json, or the folder that holds it
+    *,
+    train: str | Sequence[str] | None = None,  # subsets to train on; None: by custom
+    test: str | Sequence[str] | None = None,  # subsets to test on; None: by custom
+    classes: Sequence[str] | None = None,  # class names in order; None: the labels that occur, sorted
+    ignore_labels: Sequence[str] = ("Ambiguous",),  # labels that are left out
+    min_seconds: float = 0.0,  # shorter instances are left out
+    problem: Problem = strict,  # what is done about an item that cannot be used; if it does not raise, that is left out
+) -> Annotations:
+    "Read and check an ActivityNet-style annotation file. `DataError` names the file, the video and the way to fix it."
+    path = Path(path) / "annotations.json" if Path(path).is_dir() else Path(path)
+    entries, feature = read_entries(path, problem=problem)
+    return clean_entries(entries, feature, path, train=train, test=test, classes=classes, ignore_labels=ignore_labels,
+                         min_seconds=min_seconds, problem=problem)

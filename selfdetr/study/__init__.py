@@ -4,8 +4,8 @@ from types import ModuleType
 from typing import Any
 
 __all__ = [
-    "Run", "RunSpec", "Table", "check_parameters", "interval", "make_spec", "open_dataset", "override", "read_run",
-    "read_table", "run", "run_all", "runs", "source_hash", "table", "verdict", "write_claims",
+    "Run", "RunSpec", "Table", "check_parameters", "interval", "make_spec", "open_dataset", "open_folds", "override",
+    "read_run", "read_table", "run", "run_all", "runs", "source_hash", "table", "verdict", "write_claims",
 ]
 
 
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
         from . import compute as home
     elif name == "run_all":
         from . import pool as home
-    elif name in ("RunSpec", "check_parameters", "make_spec", "open_dataset", "override"):
+    elif name in ("RunSpec", "check_parameters", "make_spec", "open_dataset", "open_folds", "override"):
         from . import spec as home
     elif name == "interval":
         from .. import report as home

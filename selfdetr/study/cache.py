@@ -234,7 +234,7 @@ def run(
     progress: bool = True,
 ) -> Run:
     "Compute a run, or find it in the cache; a cached one that other code has measured is measured again."
-    data = data or open_dataset(spec.dataset, spec.profile, data_root)
+    data = data or open_dataset(spec.dataset, spec.profile, data_root, spec.fold)
     name = run_hash(spec, data.hash())
     folder, work = Path(runs_root) / name, work_folder(name, runs_root)
     alone = all(int(os.environ.get(name, 1)) <= 1 for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
@@ -265,7 +265,7 @@ def runs(runs_root: str | Path = "runs") -> pd.DataFrame:
             rows.append({"run": folder.name, "problem": str(error)})
             continue
         spec, metrics = found.spec, found.metrics
-        about = {"dataset": data_name(spec.dataset), "profile": spec.profile, "seed": spec.seed}
+        about = {"dataset": data_name(spec.dataset), "profile": spec.profile, "fold": spec.fold, "seed": spec.seed}
         weights = {"lambda_E": spec.loss.feedback_encoder, "lambda_D": spec.loss.feedback_decoder}
         measured = {"average": metrics["average"], "seconds": metrics["seconds_train"]}
         current = {"current code": metrics["source"] == source_hash()}

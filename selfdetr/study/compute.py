@@ -194,5 +194,7 @@ def source_hash() -> str:
 
 def run_hash(spec: RunSpec, data_hash: str) -> str:
     "The name of a run: spec, data (not their place) and training code in one hash."
-    text = json.dumps([asdict(replace(spec, dataset="")), data_hash, training_hash()], sort_keys=True)
+    content = asdict(replace(spec, dataset=""))
+    del content["fold"]  # a place as well: its data have a hash of their own
+    text = json.dumps([content, data_hash, training_hash()], sort_keys=True)
     return checksum(text.encode())[:16]

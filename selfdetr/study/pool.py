@@ -137,14 +137,15 @@ def _failure_text(failed: Mapping[str, tuple[RunSpec, str]], runs_root: Path) ->
     "The last line of every error by the run's name, then the specs and the logs."
     short, logs = [], []
     for name, (spec, error) in failed.items():
-        short.append(f"run {name} (seed {spec.seed}): {error.strip().splitlines()[-1]}")
+        which = f"fold {spec.fold}, seed {spec.seed}" if spec.fold else f"seed {spec.seed}"
+        short.append(f"run {name} ({which}): {error.strip().splitlines()[-1]}")
         logs.append(f"run {name}, state in {work_folder(name, runs_root)}:\n{spec.to_json()}\n{error}")
     return "\n".join([*short, "", "\n\n".join(logs)])
 
 # %% ../../nbs/63_pool.ipynb #1aacbb8e
 def run_all(
     specs: Sequence[RunSpec],
-    data: Dataset,  # that all of them use
+    data: Dataset | Mapping[str, Dataset],  # that all of them use, or fold -> that of its runs
     data_root: str | Path = "data",  # where the jobs of a cluster find it
     runs_root: str | Path = "runs",
     device: str = "auto",
@@ -159,16 +160,17 @@ def run_all(
     DataError for a damaged run in the cache.
     """
     root = Path(runs_root)
-    names = [run_hash(spec, data.hash()) for spec in specs]
+    used = [data[spec.fold] if isinstance(data, Mapping) else data for spec in specs]
+    names = [run_hash(spec, each.hash()) for spec, each in zip(specs, used)]
     left = {name: spec for name, spec in zip(names, specs) if is_due(root / name)}
     for name in (name for name in names if name not in left):
         read_run(root / name)
     if left:
         check_writable(root)
     sweep(root, but=left)
-    shared, threads = None if cluster else data, 1 if workers > 1 else None
-    turns = zip(left.values(), itertools.cycle(_take_turns(device, cluster)))
-    jobs = [(spec, shared, str(data_root), str(root), place, threads) for spec, place in turns]
+    shared, threads = {} if cluster else dict(zip(names, used)), 1 if workers > 1 else None
+    turns = zip(left.items(), itertools.cycle(_take_turns(device, cluster)))
+    jobs = [(spec, shared.get(name), str(data_root), str(root), place, threads) for (name, spec), place in turns]
     folders, epochs = [work_folder(name, root) for name in left], [spec.train.epochs for spec in left.values()]
     with _watch_epochs(folders, epochs, progress and bool(left)) as bar:
         bar.set_description(f"{len(left)} runs, {len(set(names)) - len(left)} found")

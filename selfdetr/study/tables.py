@@ -16,33 +16,42 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..data.files import DataError, brief, read_json, shown, write_whole
+from ..data.dataset import Dataset
+from ..data.files import DataError, brief, checksum, read_json, shown, write_whole
 from ..plots import plot_table, save_picture
-from ..report import markdown_table
+from ..report import by_fold, count_runs, markdown_table
 from .cache import Run
 from .compute import source_hash
 from .pool import run_all
-from .spec import data_name, make_spec, open_dataset
+from .spec import data_name, make_spec, open_folds
 from .statistics import interval, judge_claim
 
 # %% ../../nbs/65_tables.ipynb #be1f1207
-def _with_interval(values: Sequence[float]) -> str:
+def _with_interval(values: Sequence[float], folds: Sequence[str]) -> str:
     "`mean ± half width` of the 95 % interval."
-    found = interval(values)
+    found = interval(by_fold(values, folds))
     mean, high = found["mean"], found["high"]
     return f"{mean:.1f}" if high is None or mean is None else f"{mean:.1f} ± {high - mean:.1f}"
 
 
-def _show_row(row: Mapping[str, Any], seeds: int) -> dict[str, str]:
+def _show_row(row: Mapping[str, Any], seeds: int, folds: Sequence[str]) -> dict[str, str]:
     "One row of a table as text."
     few = row["mAP"] if len(row["mAP"]) <= 5 else [t for t in ("0.5", "0.75", "0.95") if t in row["mAP"]]
     text = {"paper avg": "" if row["paper"] is None else f"{row['paper']['average']:.1f}"}
-    text |= {f"mAP@{t}": _with_interval(row["mAP"][t]) for t in few}
-    text |= {"average": _with_interval(row["average"]), "n": str(seeds), "difference": ""}
+    text |= {f"mAP@{t}": _with_interval(row["mAP"][t], folds) for t in few}
+    n = count_runs(seeds, len(folds)) if folds else str(seeds)
+    text |= {"average": _with_interval(row["average"], folds), "n": n, "difference": ""}
     if delta := row["delta"]:
         between = "" if delta["low"] is None else f" [{delta['low']:+.1f}, {delta['high']:+.1f}]"
         text["difference"] = f"{delta['mean']:+.1f}{between}"
     return text
+
+# %% ../../nbs/65_tables.ipynb #b96fed02
+def _show_folds(averages: pd.DataFrame) -> pd.DataFrame:  # a row for each row of the table, a column for each fold
+    "Average mAP by fold as text; `averages` has a line for each fold and a column for each row of the table."
+    difference = averages.sub(averages.iloc[:, 0], axis=0).iloc[:, 1:].map(" ({:+.1f})".format)
+    shown = averages.map("{:.1f}".format) + difference.reindex(columns=averages.columns, fill_value="")
+    return shown.T.rename_axis(index="row", columns=None).rename(columns="fold {}".format)
 
 # %% ../../nbs/65_tables.ipynb #9aa3c81b
 def _note_text(content: Mapping[str, Any]) -> str:
@@ -57,11 +66,14 @@ def _note_text(content: Mapping[str, Any]) -> str:
     }.get(c["dataset"], f" `paper avg`: THUMOS14, {origin}; not comparable in level with ours.")
     if all(row["paper"] is None for row in c["rows"]):
         paper = ""
+    many = len(c["folds"]) > 1
+    folds = f"folds {', '.join(c['folds'])}, " if c["folds"] else ""
+    over = "folds, each the mean of its seeds" if many else "seeds"
     return (
         f"{c['title']} Data set `{c['dataset']}`{simulated}, profile `{c['profile']}`{judged}, {c['test_instances']} "
-        f"test instances, seeds {', '.join(map(str, c['seeds']))}. Our columns: {c['metric']}, mean ± half width of "
-        "Student's 95 % interval over seeds. `difference`: average minus the first row's with the same seed, with its "
-        f"95 % interval.{paper}\n"
+        f"test instances, {folds}seeds {', '.join(map(str, c['seeds']))}. Our columns: {c['metric']}, mean ± half "
+        f"width of Student's 95 % interval over {over}. `difference`: average minus the first row's with the same "
+        f"{'fold and ' * many}seed, with its 95 % interval.{paper}\n"
     )
 
 # %% ../../nbs/65_tables.ipynb #8f374bcf
@@ -69,6 +81,9 @@ def _markdown(table: "Table") -> str:
     "The table and its claims as Markdown, with what a reader has to know."
     content = table.content
     parts = [_note_text(content), markdown_table(table.frame)]
+    if len(table.per_fold):
+        parts += ["Average mAP of each fold, over its seeds (difference to the first row).\n"]
+        parts.append(markdown_table(table.per_fold))
     if len(table.claims):
         parts.append(markdown_table(table.claims))
     for title, rows in content.get("quoted", {}).items():
@@ -87,13 +102,27 @@ class Table:
     "A finished table: its JSON form, the runs behind it, and how to show and save it."
 
     content: dict[str, Any]
-    runs: dict[str, list[Run]] = field(repr=False)  # row -> one run for each seed
+    runs: dict[str, list[Run]] = field(repr=False)  # row -> its runs, fold by fold, one for each seed
 
     @property
     def frame(self) -> pd.DataFrame:
         "The table for people: paper, ours with interval, paired difference."
-        rows = {row["name"]: _show_row(row, len(self.content["seeds"])) for row in self.content["rows"]}
+        seeds, folds = len(self.content["seeds"]), self.content["folds"]
+        rows = {row["name"]: _show_row(row, seeds, folds) for row in self.content["rows"]}
         return pd.DataFrame(rows).T.rename_axis("row")
+
+    @property
+    def averages(self) -> pd.DataFrame:
+        "What intervals are taken over: the average mAP of each row (a column) by fold, or by seed without folds."
+        folds, seeds = self.content["folds"], self.content["seeds"]
+        lines = pd.Index(folds, name="fold") if len(folds) > 1 else pd.Index(seeds, name="seed")
+        values = {row["name"]: by_fold(row["average"], folds) for row in self.content["rows"]}
+        return pd.DataFrame(values, index=lines)
+
+    @property
+    def per_fold(self) -> pd.DataFrame:
+        "The average mAP of each row in each fold, for people; empty where there are not several folds."
+        return _show_folds(self.averages) if self.averages.index.name == "fold" else pd.DataFrame()
 
     @property
     def claims(self) -> pd.DataFrame:
@@ -102,9 +131,9 @@ class Table:
 
     @property
     def diversity(self) -> pd.DataFrame:
-        "Diversity by row, seed, part and layer."
-        every = [(row, r) for row, rs in self.runs.items() for r in rs]
-        frames = [pd.DataFrame(r.metrics["diversity"]).assign(row=row, seed=r.spec.seed) for row, r in every]
+        "Diversity by row, fold, seed, part and layer."
+        every = [(row, r, r.spec) for row, rs in self.runs.items() for r in rs]
+        frames = [pd.DataFrame(r.metrics["diversity"]).assign(row=n, fold=s.fold, seed=s.seed) for n, r, s in every]
         return pd.concat(frames, ignore_index=True)
 
     def save_json(self, folder: str | Path) -> Path:
@@ -112,10 +141,12 @@ class Table:
         return write_whole(Path(folder) / f"{self.content['table']}.json", json.dumps(self.content, indent=1) + "\n")
 
     def save(self, folder: str | Path) -> Path:
-        "Write `<table>.json`, `.csv`, `.md` and `.png` into a folder; each file appears whole."
+        "Write `<table>.json`, `.csv`, `.md`, `.png` and, with folds, `<table>_folds.csv`; each file appears whole."
         folder, name = Path(folder), self.content["table"]
         self.save_json(folder)
         write_whole(folder / f"{name}.csv", self.frame.to_csv())
+        if len(self.per_fold):
+            write_whole(folder / f"{name}_folds.csv", self.per_fold.to_csv())
         write_whole(folder / f"{name}.md", _markdown(self))
         axes = plot_table(self.content)
         save_picture(axes, folder / f"{name}.png")
@@ -126,13 +157,22 @@ class Table:
 Entries = Sequence[Mapping[str, Any]]  # rows, or claims
 
 
-def _check_kept(path: Path, dataset: str, data_hash: str, seeds: int) -> None:
-    "DataError where the table that is saved there is of other data, or of more seeds than what would replace it."
+def _data_hash(data: Mapping[str, Dataset]) -> str:
+    "One hash for a data set, or for all of its folds."
+    hashes = {fold: each.hash() for fold, each in data.items()}
+    return hashes[""] if "" in hashes else checksum(json.dumps(hashes).encode())
+
+
+def _check_kept(path: Path, dataset: str, data_hash: str, seeds: int, folds: Sequence[str]) -> None:
+    "DataError where the saved table is of other data or other folds, or of more seeds than what would replace it."
     try:
         kept = read_json(path)
     except DataError:
         return  # there is none, or none that could be read
-    name, other = data_name(dataset), kept.get("data")
+    name, other, there = data_name(dataset), kept.get("data"), kept.get("folds") or []
+    if there != folds:
+        those, these = (f"folds {', '.join(map(str, each))}" if each else "no folds" for each in (there, folds))
+        raise DataError(f"{path}: has {those}, here {these}; give those, or another out_dir, or delete this table")
     if dataset != "simulated" and isinstance(other, str) and other != data_hash:
         both = f"{name!r} ({brief(other, 9)}, here {data_hash[:8]})"
         raise DataError(f"{path}: of other data of the name {both}; give another out_dir, or delete this table")
@@ -155,8 +195,13 @@ def _check_request(rows: Entries, seeds: Sequence[int], claims: Entries) -> None
         raise ValueError(f"claims about unknown rows {unknown}; the rows are {names}")
 
 # %% ../../nbs/65_tables.ipynb #ce59a9ce
-def _row_content(row: Mapping[str, Any], done: Sequence[Run], base: Sequence[Run] | None) -> dict[str, Any]:
-    "One row of a table's JSON form; `base` holds the baseline's runs, None for the baseline itself."
+def _row_content(
+    row: Mapping[str, Any],
+    done: Sequence[Run],  # its runs, fold by fold
+    base: Sequence[Run] | None,  # those of the baseline; None for the baseline itself
+    folds: Sequence[str],
+) -> dict[str, Any]:
+    "One row of a table's JSON form."
     average, first = ([run.metrics["average"] for run in runs or done] for runs in (done, base))
     return {
         "name": row["name"],
@@ -164,7 +209,7 @@ def _row_content(row: Mapping[str, Any], done: Sequence[Run], base: Sequence[Run
         "paper": row.get("paper"),
         "mAP": {t: [run.metrics["mAP"][t] for run in done] for t in done[0].metrics["mAP"]},
         "average": average,
-        "delta": None if base is None else interval(np.subtract(average, first).tolist()),
+        "delta": None if base is None else interval(by_fold(np.subtract(average, first), folds)),
     }
 
 # %% ../../nbs/65_tables.ipynb #b8e32bd5
@@ -179,24 +224,29 @@ def table(
     published: str = "I3D features",  # what the paper's numbers come from, for the note under the title
     dataset: str = "simulated",
     profile: str = "quick",
+    folds: str | Sequence[str] | None = None,  # which, of a k-fold benchmark; None: all that there are
     data_root: str | Path = "data",
     results: str | Path | None = None,  # the folder that it will be saved in; see `_check_kept`
     **options: Any,  # of `run_all`
 ) -> Table:
-    "Run every row with every seed (or find the runs) and compare the rows seed by seed."
+    "Run every row with every seed in every fold (or find the runs) and compare the rows pair by pair."
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     _check_request(rows, seeds, claims)
-    data = open_dataset(dataset, profile, data_root)
-    specs = [make_spec(dataset, profile, data, seed, row["overrides"]) for seed in seeds for row in rows]
+    data = open_folds(dataset, profile, data_root, folds)
+    pairs, folds = [(fold, seed) for fold in data for seed in seeds], list(filter(None, data))
+    specs = [make_spec(dataset, profile, data[f], seed, row["overrides"], f) for f, seed in pairs for row in rows]
     if results is not None:
-        _check_kept(Path(results) / f"{name}.json", dataset, data.hash(), len(seeds))
+        _check_kept(Path(results) / f"{name}.json", dataset, _data_hash(data), len(seeds), folds)
     done = run_all(specs, data, data_root, **options)
     by_row = {row["name"]: done[i :: len(rows)] for i, row in enumerate(rows)}
     base = by_row[rows[0]["name"]]
     content: dict[str, Any] = {"table": name, "title": title, "dataset": data_name(dataset), "profile": profile}
-    content |= {"seeds": seeds, "metric": "mAP (%)", "published": published, "source": source_hash()}
-    content |= {key: done[0].metrics[key] for key in ("test_instances", "protocol")} | {"data": data.hash()}
-    content["rows"] = [_row_content(row, by_row[row["name"]], base if i else None) for i, row in enumerate(rows)]
+    content |= {"folds": folds, "seeds": seeds, "metric": "mAP (%)", "published": published, "source": source_hash()}
+    content["test_instances"] = sum(run.metrics["test_instances"] for run in base[:: len(seeds)])
+    content |= {"protocol": base[0].metrics["protocol"], "data": _data_hash(data)}
+    content["rows"] = [
+        _row_content(row, by_row[row["name"]], base if i else None, folds) for i, row in enumerate(rows)
+    ]
     content["claims"] = [judge_claim(claim, by_row) for claim in claims]
     if quoted:
         content["quoted"] = {title: {name: dict(row) for name, row in rows.items()} for title, rows in quoted.items()}
