@@ -274,7 +274,7 @@ def load_dataset(
     shapes, kept = _load_features(files, described.videos, settings.in_memory, report)
     videos = [video for video in described.videos if video.name in shapes]
     _check_splits(videos, described.videos, files)
-    if settings.release == "framewise" and files.resize is None:
+    if settings.release == "framewise":
         _check_labels(folder / settings.annotations, videos, grids, shapes, files, report)
     if files.resize is None and (stated := stated_rates(videos, grids, feature)):
         report["fps"] = [f"{name}: {grids[name].fps:g} in use, {rate:g} stated" for name, rate in stated.items()]
