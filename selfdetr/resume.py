@@ -71,8 +71,8 @@ def recipe_of(
 ) -> dict[str, Any]:  # "part.setting" -> value
     "What the result of a run follows from."
     recipe = {f"{part}.{name}": value for part, c in configs.items() if c for name, value in vars(c).items()}
-    cut = {"length": windows.length, "number": len(windows), "random": windows.redraw is not None}
-    cut |= {"data": windows.dataset.hash()}
+    drawn = windows.redraw is not None
+    cut = {"length": windows.length, "number": len(windows), "random": drawn, "data": windows.dataset.hash()}
     return recipe | {"seed": seed} | {f"windows.{name}": value for name, value in cut.items()}
 
 

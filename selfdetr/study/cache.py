@@ -234,7 +234,7 @@ def run(
     progress: bool = True,
 ) -> Run:
     "Compute a run, or find it in the cache; a cached one that other code has measured is measured again."
-    data = data or open_dataset(spec.dataset, spec.profile, data_root, spec.fold)
+    data = data or open_dataset(spec.dataset, spec.profile, data_root, spec.fold, spec.inner)
     name = run_hash(spec, data.hash())
     folder, work = Path(runs_root) / name, work_folder(name, runs_root)
     alone = all(int(os.environ.get(name, 1)) <= 1 for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))

@@ -195,6 +195,6 @@ def source_hash() -> str:
 def run_hash(spec: RunSpec, data_hash: str) -> str:
     "The name of a run: spec, data (not their place) and training code in one hash."
     content = asdict(replace(spec, dataset=""))
-    del content["fold"]  # a place as well: its data have a hash of their own
+    del content["fold"], content["inner"]  # places as well: their data have hashes of their own
     text = json.dumps([content, data_hash, training_hash()], sort_keys=True)
     return checksum(text.encode())[:16]

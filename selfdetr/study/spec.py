@@ -26,6 +26,7 @@ from ..fusion import read_video_scores
 from ..inference import InferenceConfig
 from ..protocols import PROTOCOLS
 from ..scores import DesignLoss
+from ..settings import inner_split
 from ..simulate import SimulatorConfig, make_dataset
 from ..trainer import TrainConfig
 from ..variants import DesignConfig
@@ -39,6 +40,7 @@ class RunSpec:
     profile: str = "quick"
     seed: int = 0
     fold: str = ""  # of a k-fold benchmark; "": the data set has no folds
+    inner: bool = False  # training recordings alone, a fifth of them to be judged on
     model: DesignConfig = DesignConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     windows: WindowConfig = WindowConfig()
@@ -93,6 +95,11 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "windows": dict(length=64, overlap=0.5),
         "train": dict(epochs=30, lr=1e-3, milestones=(24, 28)),
     },
+    "standard": {
+        "model": _SMALL | dict(queries=40),
+        "windows": dict(length=128, overlap=0.5, test_overlap=0.75, keep=0.5),
+        "train": dict(epochs=30, batch=8, lr=1e-3, weight_decay=0.05, schedule="cosine", warmup=2, clip=1.0),
+    },
     "full": {"simulator": dict(channels=2048, stride=4.0)},
 }
 
@@ -116,11 +123,12 @@ DATASETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {  # data set -> pro
     "vts": {
         "smoke": _STANDARDISED,
         "quick": _STANDARDISED | {"windows": dict(length=128), "train": dict(epochs=8, milestones=(6, 7))},
+        "standard": _STANDARDISED | {"windows": dict(length=256), "train": dict(epochs=15)},
         "full": _STANDARDISED,
     },
-    "50salads": {"smoke": {"windows": dict(length=256)}, "quick": _short(1024) | _QUERIES},
-    "gtea": {"smoke": {"windows": dict(length=128)}, "quick": _short(384) | _QUERIES},
-    "jigsaws": {"smoke": {"windows": dict(length=128)}, "quick": _short(640) | _QUERIES},
+    "50salads": {"smoke": {"windows": dict(length=256)}, "quick": _short(512) | _QUERIES, "standard": {"windows": dict(length=512), "train": dict(epochs=80)}},
+    "gtea": {"smoke": {"windows": dict(length=128)}, "quick": _short(128) | _QUERIES, "standard": {"train": dict(epochs=150)}},
+    "jigsaws": {"smoke": {"windows": dict(length=128)}, "quick": _short(256) | _QUERIES, "standard": {"windows": dict(length=256), "train": dict(epochs=100)}},
 }
 
 
@@ -169,6 +177,7 @@ def open_dataset(
     profile: str,
     data_root: str | Path = "data",
     fold: str | None = "",  # of a k-fold benchmark; None: the first, or the data set if it has no folds
+    inner: bool = False,  # training recordings alone, a fifth of them to be judged on
 ) -> Dataset:
     "Load a data set by name, or one of its folds. DataError for a name or a fold that is not there, or is not given."
     place = _find_folder(dataset, profile, data_root)
@@ -178,7 +187,8 @@ def open_dataset(
     if there and not fold:
         raise DataError(f"{place}: has {len(there)} folds, and a run is on one; name a fold: {', '.join(there)}")
     options = _settings(dataset, profile, "data") | {"release": release}
-    return _check_judging(load_fold(place, fold, **options) if fold else load_dataset(place, **options))
+    data = _check_judging(load_fold(place, fold, **options) if fold else load_dataset(place, **options))
+    return inner_split(data) if inner else data
 
 # %% ../../nbs/60_spec.ipynb #0b3ed047
 def _check_folds(place: Path, folds: Mapping[str, Dataset]) -> None:
@@ -216,15 +226,17 @@ def open_folds(
     profile: str,
     data_root: str | Path = "data",
     folds: str | Sequence[str] | None = None,  # which; None: all that there are
+    inner: bool = False,  # as of `open_dataset`; then folds may judge the same recordings
 ) -> dict[str, Dataset]:  # fold -> its data set
     "Load every fold of a data set, checked against each other; a data set without folds has the one named \"\"."
     place = _find_folder(dataset, profile, data_root)
     there = folds_of(place, dataset if dataset in RELEASES else None)
     opened: dict[str, Dataset] = {}
     for fold in as_names(folds or there or [""]):
-        opened[fold] = open_dataset(dataset, profile, data_root, fold)
+        opened[fold] = open_dataset(dataset, profile, data_root, fold, inner)
         _share_features(opened[fold], next(iter(opened.values())))
-    _check_folds(place, opened)
+    if not inner:
+        _check_folds(place, opened)
     return opened
 
 # %% ../../nbs/60_spec.ipynb #9be1b279
@@ -235,12 +247,13 @@ def make_spec(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
     fold: str = "",  # that the data are
+    inner: bool = False,  # whether the data are an inner split
 ) -> RunSpec:
     "The spec of one row and seed: profile, then data set, then overrides; DataError for feedback without maps."
     given = {part: _settings(dataset, profile, part) for part in _PARTS}
     if data is not None:
         given["model"] |= {"channels": data.channels, "classes": len(data.classes)}
-    spec = RunSpec(dataset, profile, seed, fold, **{part: kind(**given[part]) for part, kind in _PARTS.items()})
+    spec = RunSpec(dataset, profile, seed, fold, inner, **{part: kind(**given[part]) for part, kind in _PARTS.items()})
     spec = override(spec, overrides or {})
     check_feedback(spec.model, spec.loss)
     return spec

@@ -58,7 +58,8 @@ def _note_text(content: Mapping[str, Any]) -> str:
     "The note above a table, from the table's JSON form."
     c = content
     simulated = " (**simulated**)" if c["dataset"] == "simulated" else ""
-    judged = "" if c.get("protocol", "all") == "all" else f", protocol `{c['protocol']}`"
+    judged = "instances of an inner split of the training recordings" if c.get("inner") else "test instances"
+    protocol = "" if c.get("protocol", "all") == "all" else f", protocol `{c['protocol']}`"
     origin = c.get("published", "I3D features")
     paper = {
         "thumos14": f" `paper avg`: {origin}.",
@@ -70,8 +71,8 @@ def _note_text(content: Mapping[str, Any]) -> str:
     folds = f"folds {', '.join(c['folds'])}, " if c["folds"] else ""
     over = "folds, each the mean of its seeds" if many else "seeds"
     return (
-        f"{c['title']} Data set `{c['dataset']}`{simulated}, profile `{c['profile']}`{judged}, {c['test_instances']} "
-        f"test instances, {folds}seeds {', '.join(map(str, c['seeds']))}. Our columns: {c['metric']}, mean ± half "
+        f"{c['title']} Data set `{c['dataset']}`{simulated}, profile `{c['profile']}`{protocol}, {c['test_instances']} "
+        f"{judged}, {folds}seeds {', '.join(map(str, c['seeds']))}. Our columns: {c['metric']}, mean ± half "
         f"width of Student's 95 % interval over {over}. `difference`: average minus the first row's with the same "
         f"{'fold and ' * many}seed, with its 95 % interval.{paper}\n"
     )
@@ -226,22 +227,25 @@ def table(
     profile: str = "quick",
     folds: str | Sequence[str] | None = None,  # which, of a k-fold benchmark; None: all that there are
     data_root: str | Path = "data",
+    inner: bool = False,  # train and judge on training recordings alone, as a choice of settings must
     results: str | Path | None = None,  # the folder that it will be saved in; see `_check_kept`
     **options: Any,  # of `run_all`
 ) -> Table:
     "Run every row with every seed in every fold (or find the runs) and compare the rows pair by pair."
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     _check_request(rows, seeds, claims)
-    data = open_folds(dataset, profile, data_root, folds)
+    data = open_folds(dataset, profile, data_root, folds, inner)
     pairs, folds = [(fold, seed) for fold in data for seed in seeds], list(filter(None, data))
-    specs = [make_spec(dataset, profile, data[f], seed, row["overrides"], f) for f, seed in pairs for row in rows]
+    every = [(fold, seed, row["overrides"]) for fold, seed in pairs for row in rows]
+    specs = [make_spec(dataset, profile, data[fold], seed, given, fold, inner) for fold, seed, given in every]
     if results is not None:
         _check_kept(Path(results) / f"{name}.json", dataset, _data_hash(data), len(seeds), folds)
     done = run_all(specs, data, data_root, **options)
     by_row = {row["name"]: done[i :: len(rows)] for i, row in enumerate(rows)}
     base = by_row[rows[0]["name"]]
     content: dict[str, Any] = {"table": name, "title": title, "dataset": data_name(dataset), "profile": profile}
-    content |= {"folds": folds, "seeds": seeds, "metric": "mAP (%)", "published": published, "source": source_hash()}
+    content |= {"inner": inner, "folds": folds}
+    content |= {"seeds": seeds, "metric": "mAP (%)", "published": published, "source": source_hash()}
     content["test_instances"] = sum(run.metrics["test_instances"] for run in base[:: len(seeds)])
     content |= {"protocol": base[0].metrics["protocol"], "data": _data_hash(data)}
     content["rows"] = [
