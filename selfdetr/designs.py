@@ -30,7 +30,9 @@ PRESETS: dict[str, dict[str, Any]] = {  # design -> overrides of a study's row
     "tadtr": NO_FEEDBACK | _DEFORMABLE,
     "react": NO_FEEDBACK | _DEFORMABLE | {"model.decoder_self_attention": "relational", "loss.query_overlap": 1.0},
     "dino": NO_FEEDBACK | {"model.denoising": 100},
-    "recommended": NO_FEEDBACK | _DEFORMABLE | {"loss.quality": True, "windows.random": True},
+    "recommended": NO_FEEDBACK
+    | _DEFORMABLE
+    | {"loss.quality": True, "windows.random": True, "inference.voting": 0.6},
 }
 
 

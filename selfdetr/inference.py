@@ -28,7 +28,7 @@ from .data.files import DataError, write_whole
 from .data.timegrid import TimeGrid, end_of
 from .data.windows import WindowConfig, window_starts
 from .model import Output, SelfDETR, check_choices
-from .segments import cw_to_se, nms, soft_nms
+from .segments import cw_to_se, nms, pairwise_iou, soft_nms
 
 # %% ../nbs/35_inference.ipynb #55e4e442
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class InferenceConfig:
     nms: Literal["soft", "hard", "overlap", "none"] = "soft"  # the table above
     sigma: float = 0.5  # of soft-NMS
     iou_threshold: float = 0.4  # of hard NMS
+    voting: float = 0.0  # a segment becomes the mean of the raw ones with at least this IoU; 0: it stays
     min_score: float = 0.001  # detections below it are dropped
     most: int = 200  # detections kept of a recording, over all classes
     batch: int = 32  # windows at a time; does not change the result
@@ -48,8 +49,8 @@ class InferenceConfig:
         for name in ("top", "most", "batch"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"InferenceConfig.{name} is {getattr(self, name)}; it must be at least 1")
-        if not (self.sigma > 0 and self.min_score >= 0 and self.iou_threshold >= 0):
-            raise ValueError("InferenceConfig: sigma > 0, min_score and iou_threshold >= 0 are needed")
+        if not (self.sigma > 0 and self.min_score >= 0 and self.iou_threshold >= 0 and 0 <= self.voting <= 1):
+            raise ValueError("InferenceConfig: sigma > 0, min_score and iou_threshold >= 0, voting 0 to 1 are needed")
 
 # %% ../nbs/35_inference.ipynb #92c4d010
 def top_scores(
@@ -220,13 +221,31 @@ def _suppress(
     kept = rows[nms(segments[rows], scores[rows], groups[rows], config.iou_threshold)]
     return pd.concat([detections.iloc[kept], detections[~touched]])
 
+# %% ../nbs/35_inference.ipynb #27004e51
+def _vote(
+    kept: pd.DataFrame,  # columns video, start, end, label, score
+    raw: pd.DataFrame,  # the same before suppression
+    threshold: float,  # IoU, above 0
+) -> pd.DataFrame:  # as `kept`, with other times
+    "Segments replaced by means of the raw ones that overlap them, weighted with score and IoU."
+    groups = dict(list(raw.groupby(["video", "label"], sort=False)))
+    parts = []
+    for key, own in kept.groupby(["video", "label"], sort=False):
+        segments, all_segments = (frame[["start", "end"]].to_numpy() for frame in (own, groups[key]))
+        overlap = pairwise_iou(torch.from_numpy(segments), torch.from_numpy(all_segments)).numpy()
+        weight = np.where(overlap >= threshold, overlap, 0) * groups[key].score.to_numpy()
+        times = weight @ all_segments / weight.sum(1, keepdims=True)
+        parts.append(own.assign(start=times[:, 0], end=times[:, 1]))
+    return pd.concat(parts)
+
 # %% ../nbs/35_inference.ipynb #79e0dfa7
 def merge(
     detections: pd.DataFrame,  # columns video, start, end, label, score, and shared for "overlap"; all numbers
     config: InferenceConfig = InferenceConfig(),
 ) -> pd.DataFrame:  # columns video, start, end, label, score; best first
-    "Suppress repeated detections and keep the best of every recording."
+    "Suppress repeated detections, let them vote on the segments that stay, and keep the best of every recording."
     found = _suppress(detections, config) if len(detections) else detections
+    found = _vote(found, detections, config.voting) if config.voting and len(found) else found
     found = found[DETECTION_COLUMNS].sort_values("score", ascending=False, kind="stable")
     return found[found.groupby("video").cumcount() < config.most].reset_index(drop=True)
 

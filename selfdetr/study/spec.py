@@ -126,9 +126,21 @@ DATASETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {  # data set -> pro
         "standard": _STANDARDISED | {"windows": dict(length=256), "train": dict(epochs=15)},
         "full": _STANDARDISED,
     },
-    "50salads": {"smoke": {"windows": dict(length=256)}, "quick": _short(512) | _QUERIES, "standard": {"windows": dict(length=512), "train": dict(epochs=80)}},
-    "gtea": {"smoke": {"windows": dict(length=128)}, "quick": _short(128) | _QUERIES, "standard": {"train": dict(epochs=150)}},
-    "jigsaws": {"smoke": {"windows": dict(length=128)}, "quick": _short(256) | _QUERIES, "standard": {"windows": dict(length=256), "train": dict(epochs=100)}},
+    "50salads": {
+        "smoke": {"windows": dict(length=256)},
+        "quick": _short(512) | _QUERIES,
+        "standard": {"windows": dict(length=512), "train": dict(epochs=80)},
+    },
+    "gtea": {
+        "smoke": {"windows": dict(length=128)},
+        "quick": _short(128) | _QUERIES,
+        "standard": {"train": dict(epochs=150)},
+    },
+    "jigsaws": {
+        "smoke": {"windows": dict(length=128)},
+        "quick": _short(256) | _QUERIES,
+        "standard": {"windows": dict(length=256), "train": dict(epochs=100)},
+    },
 }
 
 
