@@ -7,6 +7,7 @@ __all__ = ['STEPS', 'inner_split', 'Choice', 'choose_length', 'choose_queries', 
 
 # %% ../nbs/39_settings.ipynb #f10095e1
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -94,8 +95,12 @@ def choose_settings(
     dataset: Dataset,
     windows: WindowConfig = WindowConfig(),
     train: TrainConfig = TrainConfig(),
+    given: Collection[str] = (),  # settings that are not to be chosen, "part.field"
 ) -> list[Choice]:
-    "Length of a window, queries and epochs for a data set, with the reasons; the rest is as given."
-    length = choose_length(dataset)
-    windows = replace(windows, length=length.value)
-    return [length, choose_queries(dataset, length.value), choose_epochs(dataset, windows, train.batch)]
+    "Length of a window, queries and epochs for a data set, with the reasons; the rest is as it is given."
+    choices = []
+    if "windows.length" not in given:
+        choices.append(choose_length(dataset))
+        windows = replace(windows, length=choices[0].value)
+    choices += [choose_queries(dataset, windows.length), choose_epochs(dataset, windows, train.batch)]
+    return [choice for choice in choices if choice.name not in given]

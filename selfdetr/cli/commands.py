@@ -9,6 +9,7 @@ __all__ = ['main']
 import argparse
 import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,11 @@ from ..data.files import DataError, check_writable, keep_apart, write_whole
 from ..data.timegrid import parse_rate
 
 if TYPE_CHECKING:
+    from selfdetr.data.dataset import Dataset
     from selfdetr.data.timegrid import TimeGrid
     from selfdetr.detector import Detector, DetectorConfig
+    from selfdetr.study.cache import Run
+    from selfdetr.study.spec import RunSpec
 
 # %% ../../nbs/57_commands.ipynb #01e7c0bc
 def _parse_setting(text: str) -> tuple[str, Any]:  # name and value
@@ -34,30 +38,75 @@ def _parse_setting(text: str) -> tuple[str, Any]:  # name and value
         return name, value
 
 
+def _new_folder(text: str) -> Path:
+    "A folder that is to be made. DataError or OSError where it exists with something in it, or cannot be made."
+    folder = Path(text)
+    if folder.is_dir() and any(folder.iterdir()) or folder.is_file():
+        raise DataError(f"{text}: exists; give a new folder, or delete it")
+    check_writable(folder)
+    return folder
+
+
 def _add_train(parser: Parser) -> None:
     "The arguments of `selfdetr train`."
     from selfdetr.designs import PRESETS
     from selfdetr.study.spec import PROFILES
 
     parser.add_argument("dataset", nargs="?", default="simulated", help="name or folder of a data set (simulated)")
-    parser.add_argument("--profile", default="quick", choices=list(PROFILES), help="size of the experiment (quick)")
+    parser.add_argument("--profile", default="standard", choices=list(PROFILES),
+                        help="size of the experiment (standard)")
     parser.add_argument("--seed", type=number(int, least=0, below=2**63), default=0, help="of all that is random (0)")
     parser.add_argument("--fold", default="", help="which, of a data set that has folds")
-    parser.add_argument("--preset", default="self-detr", choices=list(PRESETS), help="compared design (self-detr)")
+    parser.add_argument("--preset", default="recommended", choices=list(PRESETS), help="design (recommended)")
     parser.add_argument("--set", action="append", type=_parse_setting, default=[], metavar="part.field=value",
                         help="change a setting, such as loss.feedback_encoder=0; may be repeated")
+    parser.add_argument("-o", "--output", type=argument(_new_folder), metavar="FOLDER",
+                        help="also copy the model, its detections and its numbers there")
     parser.add_argument("--data-root", default="data", help="folder of data sets (data)")
     parser.add_argument("--runs", default="runs", help="folder of finished runs (runs)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.set_defaults(work=_train)
 
 # %% ../../nbs/57_commands.ipynb #df38ede2
+def _say(text: str) -> None:
+    "Print in the first of several processes."
+    from selfdetr.processes import is_first
+
+    if is_first():
+        print(text, flush=True)
+
+
+def _chosen_spec(options: argparse.Namespace, data: "Dataset", overrides: dict[str, Any]) -> "RunSpec":
+    "The spec of a run; what the profile does not know of a folder is chosen from its data, and said."
+    from selfdetr.settings import choose_settings
+    from selfdetr.study.spec import DATASETS, make_spec
+
+    about = (options.dataset, options.profile, data, options.seed)
+    spec = make_spec(*about, overrides, options.fold)
+    if options.profile != "standard" or options.dataset in ("simulated", *DATASETS):
+        return spec
+    choices = choose_settings(data, spec.windows, spec.train, overrides)
+    _say("\n".join(f"{each.name} = {each.value}: {each.reason}" for each in choices))
+    return make_spec(*about, overrides | {each.name: each.value for each in choices}, options.fold)
+
+
+def _report(found: "Run", output: Path | None) -> None:
+    "Print what a run has reached and where it is, and copy it to where it is wanted."
+    metrics, folder = found.metrics, found.folder
+    if output is not None:
+        shutil.copytree(folder, output, dirs_exist_ok=True)
+        folder = output
+    each = ", ".join(f"{value:.1f} at {tiou}" for tiou, value in metrics["mAP"].items())
+    _say(f"mAP on {metrics['test_instances']} test instances: {each} tIoU")
+    _say(f"{folder}: average mAP {metrics['average']:.2f} %, {metrics['seconds_train']:.0f} s of training")
+
+
 def _train(options: argparse.Namespace) -> None:
     "What `selfdetr train` was asked for."
     import torch
 
     from selfdetr.designs import PRESETS
-    from selfdetr.processes import choose_device, is_first
+    from selfdetr.processes import choose_device
     from selfdetr.study.cache import run
     from selfdetr.study.spec import make_spec, open_dataset
 
@@ -67,11 +116,10 @@ def _train(options: argparse.Namespace) -> None:
     if not Path(options.runs).is_dir():  # where it is one, it may hold the run, and need not be written to
         check_writable(options.runs)
     data = open_dataset(options.dataset, options.profile, options.data_root, options.fold)
-    spec = make_spec(options.dataset, options.profile, data, options.seed, overrides, options.fold)
     try:
-        found = run(spec, data, runs_root=options.runs, device=options.device, progress=sys.stderr.isatty())
-        if is_first():
-            print(f"{found.folder}: average mAP {found.metrics['average']:.2f} %")
+        spec = _chosen_spec(options, data, overrides)
+        _report(run(spec, data, runs_root=options.runs, device=options.device, progress=sys.stderr.isatty()),
+                options.output)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

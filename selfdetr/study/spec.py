@@ -9,6 +9,7 @@ __all__ = ['PROFILES', 'DATASETS', 'RunSpec', 'override', 'open_dataset', 'open_
 # %% ../../nbs/60_spec.ipynb #f375af53
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from ..data.dataset import Dataset, folds_of, load_dataset, load_fold
 from ..data.files import as_names, find_data, same_form
-from ..data.releases import RELEASES
+from ..data.releases import RELEASES, all_settings
 from ..data.windows import WindowConfig
 from ..data.config import LARGEST, config_from
 from ..data.files import DataError, check_writable, one_of, parse_json, shown
@@ -96,6 +97,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "train": dict(epochs=30, lr=1e-3, milestones=(24, 28)),
     },
     "standard": {
+        "data": dict(standardised=True),
         "model": _SMALL | dict(queries=40),
         "windows": dict(length=128, overlap=0.5, test_overlap=0.75, keep=0.5),
         "train": dict(epochs=30, batch=8, lr=1e-3, weight_decay=0.05, schedule="cosine", warmup=2, clip=1.0),
@@ -199,6 +201,8 @@ def open_dataset(
     if there and not fold:
         raise DataError(f"{place}: has {len(there)} folds, and a run is on one; name a fold: {', '.join(there)}")
     options = _settings(dataset, profile, "data") | {"release": release}
+    if not all_settings(place, release).in_memory and options.pop("standardised", False):
+        warnings.warn(f"{place}: features are mapped, so they are not standardised", stacklevel=2)
     data = _check_judging(load_fold(place, fold, **options) if fold else load_dataset(place, **options))
     return inner_split(data) if inner else data
 
