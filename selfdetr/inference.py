@@ -39,6 +39,7 @@ class InferenceConfig:
     nms: Literal["soft", "hard", "overlap", "none"] = "soft"  # the table above
     sigma: float = 0.5  # of soft-NMS
     iou_threshold: float = 0.4  # of hard NMS
+    cut: float = 1.0  # factor on the score of a segment that ends at a border of its window inside the recording
     voting: float = 0.0  # a segment becomes the mean of the raw ones with at least this IoU; 0: it stays
     min_score: float = 0.001  # detections below it are dropped
     most: int = 200  # detections kept of a recording, over all classes
@@ -49,8 +50,10 @@ class InferenceConfig:
         for name in ("top", "most", "batch"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"InferenceConfig.{name} is {getattr(self, name)}; it must be at least 1")
-        if not (self.sigma > 0 and self.min_score >= 0 and self.iou_threshold >= 0 and 0 <= self.voting <= 1):
-            raise ValueError("InferenceConfig: sigma > 0, min_score and iou_threshold >= 0, voting 0 to 1 are needed")
+        if not (self.sigma > 0 and self.min_score >= 0 and self.iou_threshold >= 0):
+            raise ValueError("InferenceConfig: sigma > 0, min_score and iou_threshold >= 0 are needed")
+        if not (0 <= self.voting <= 1 and 0 <= self.cut <= 1):
+            raise ValueError("InferenceConfig: voting and cut from 0 to 1 are needed")
 
 # %% ../nbs/35_inference.ipynb #92c4d010
 def top_scores(
@@ -177,6 +180,20 @@ def _window_batches(
         mask = torch.from_numpy(np.arange(windows.length) >= valid[:, None])
         yield _WindowBatch(owners, np.array(numbers), np.array(starts), valid, np.array(alone), features, mask)
 
+# %% ../nbs/35_inference.ipynb #c1ef6100
+_AT_BORDER = 0.02  # share of a window
+
+
+def _is_cut(
+    steps: np.ndarray,  # (windows, top, 2) first and last step of each segment, in the recording
+    batch: _WindowBatch,
+) -> np.ndarray:  # (windows, top) bool
+    "Which segments end at a border of their window that lies inside the recording."
+    margin = _AT_BORDER * batch.features.shape[1]
+    first, last = batch.start - 0.5 + margin, batch.start + batch.valid - 0.5 - margin
+    before, after = np.where(np.isfinite(batch.alone.T), (first, last), ((-np.inf,), (np.inf,)))
+    return (steps[..., 0] < before[:, None]) | (steps[..., 1] > after[:, None])
+
 # %% ../nbs/35_inference.ipynb #828cef79
 @torch.no_grad()
 def _detect_batch(
@@ -193,6 +210,8 @@ def _detect_batch(
     start, valid = batch.start[:, None, None], batch.valid[:, None, None]
     steps = start - 0.5 + valid * cw_to_se(segments.astype(np.float64))
     shared = (steps[..., 0] < batch.alone[:, :1] - 0.5) | (steps[..., 1] > batch.alone[:, 1:] - 0.5)
+    if config.cut < 1:
+        scores = scores * np.where(_is_cut(steps, batch), np.float32(config.cut), 1)
     times = np.stack([each.grid.to_seconds(rows) for each, rows in zip(batch.recordings, steps)])
     columns = {"start": times[..., 0], "end": times[..., 1], "label": labels, "score": scores, "shared": shared}
     video = np.repeat(batch.number, scores.shape[1])
@@ -233,7 +252,8 @@ def _vote(
     for key, own in kept.groupby(["video", "label"], sort=False):
         segments, all_segments = (frame[["start", "end"]].to_numpy() for frame in (own, groups[key]))
         overlap = pairwise_iou(torch.from_numpy(segments), torch.from_numpy(all_segments)).numpy()
-        weight = np.where(overlap >= threshold, overlap, 0) * groups[key].score.to_numpy()
+        scores = np.maximum(groups[key].score.to_numpy(), np.finfo(np.float64).tiny)
+        weight = np.where(overlap >= threshold, overlap, 0) * scores
         times = weight @ all_segments / weight.sum(1, keepdims=True)
         parts.append(own.assign(start=times[:, 0], end=times[:, 1]))
     return pd.concat(parts)
