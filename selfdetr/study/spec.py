@@ -144,7 +144,7 @@ def open_dataset(
         config = SimulatorConfig(**_settings(dataset, profile, "simulator"))
         timing = find_data("thumos14", data_root) or find_data("thumos14") if profile == "full" else None
         folder = Path(data_root) / f"simulated-{profile}"
-        return load_dataset(make_dataset(folder, 0, config, timing and timing / "annotations.json"))
+        return load_dataset(make_dataset(folder, 0, config, timing and timing / "annotations.json", renew=True))
     release, options = dataset if dataset in RELEASES else None, _settings(dataset, profile, "data")
     for place in (find_data(dataset, data_root), find_data(dataset), Path(dataset)):
         if place is not None and place.is_dir():
