@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdetr import study
+from selfdetr.data import DataError
+from selfdetr.simulate import SimulatorConfig, make_dataset
 from selfdetr.study import RunSpec, make_spec, override
 from selfdetr.study.compute import run_hash
 
@@ -103,3 +105,14 @@ def test_results_that_cannot_be_written_stop_a_notebook_in_its_first_cell(tmp_pa
     assert not (tmp_path / "new").exists()
     with pytest.raises(OSError, match=r"file/results: cannot be written \(.*file is a file\); choose a folder"):
         study.check_parameters(parameters | {"out_dir": str(tmp_path / "file" / "results")})
+
+
+def test_data_of_an_older_simulator_are_made_again(tmp_path):
+    folder = make_dataset(tmp_path / "simulated-smoke", config=SimulatorConfig(train_videos=2, test_videos=1))
+    assert len(study.open_dataset("simulated", "smoke", tmp_path).videos) == 10
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    (folder / "simulated.json").write_text("{}")
+    (folder / "features" / "mine.txt").write_text("")
+    with pytest.raises(DataError, match="not this simulated data set"):
+        study.open_dataset("simulated", "smoke", tmp_path)
+    assert (folder / "features" / "mine.txt").exists()
