@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.signal import lfilter
 
 from .data.annotations import read_entries, read_instances
 from .data.files import DataError, read_json, shown
@@ -26,7 +25,7 @@ from .data.timegrid import TimeGrid
 # %% ../nbs/29_simulate.ipynb #1dc359d5
 @dataclass(frozen=True)
 class SimulatorConfig:
-    "What a simulated data set is like; times in seconds, amplitudes relative to unit white noise."
+    "What a simulated data set is like; times in seconds, amplitudes relative to noise of standard deviation 1."
 
     train_videos: int = 60
     test_videos: int = 60
@@ -38,14 +37,16 @@ class SimulatorConfig:
     video_seconds: float = 110.0  # median length of a video
     action_seconds: tuple[float, float] = (1.5, 6.0)  # median duration of the shortest and the longest class
     duration_spread: float = 0.55  # standard deviation of log duration within a class
-    bout_gap: float = 15.0  # mean pause between bouts
-    gap: float = 1.5  # median pause between instances of a bout
-    bout_size: float = 4.0  # mean number of instances of a bout
-    signal: float = 2.2  # norm of a class prototype, i.e. its distance from background in noise units
+    bout_gap: float = 6.0  # mean pause between bouts
+    gap: float = 0.5  # median pause between instances of a bout
+    bout_size: float = 6.0  # mean number of instances of a bout
+    signal: float = 7.0  # norm of a class prototype, i.e. its distance from background in noise units
     shared: float = 0.5  # part of a prototype's variance shared by its group of classes
-    common: float = 5.0  # norm of what all features share, relative to the signal
-    background: float = 2.5  # norm of what the features of one video share, relative to the signal
-    context: float = 1.5  # norm of the drifting context, relative to the signal
+    style: float = 0.8  # norm of how one video shows a prototype differently, relative to the signal
+    common: float = 1.5  # norm of what all features share, relative to the signal
+    background: float = 0.7  # norm of what the features of one video share, relative to the signal
+    boundary: float = 0.15  # standard deviation of where an action is seen to begin and end, relative to its duration
+    drift: float = 10.0  # time in which the noise forgets, in seconds
     distractors: float = 4.0  # flashes of an action's middle, a minute
     partials: float = 2.0  # actions broken off before their end, a minute; not annotated
 
@@ -140,10 +141,34 @@ def _add_action(
     for k in range(3):
         features[rows] += weights[:, k, None] * vectors[k]
 
+# %% ../nbs/29_simulate.ipynb #e6f8116c
+def _in_style(
+    vectors: np.ndarray,  # (classes, 3, channels)
+    style: float,
+    rng: np.random.Generator,  # of the video
+) -> np.ndarray:  # (classes, 3, channels)
+    "The prototypes as one video shows them: each class takes on some of every other, and of itself."
+    share = style / np.sqrt(len(vectors)) * rng.standard_normal((len(vectors), len(vectors)))
+    changed = vectors.copy()
+    for k in range(len(vectors)):
+        changed += share[:, k, None, None] * vectors[k]
+    return changed
+
+
+def _noise(
+    rng: np.random.Generator,
+    steps: int,
+    channels: int,
+    kept: float,  # correlation of neighbouring steps
+) -> np.ndarray:  # (steps, channels), standard deviation 1
+    "First-order autoregressive noise, each channel for itself."
+    noise = rng.standard_normal((steps, channels))
+    noise[1:] *= np.sqrt(1 - kept**2)
+    for t in range(1, steps):
+        noise[t] += kept * noise[t - 1]
+    return noise
+
 # %% ../nbs/29_simulate.ipynb #ff0d1a49
-_LATENT = 8  # directions in which background and context live
-
-
 def _add_traps(
     features: np.ndarray,  # (steps, channels), changed in place
     grid: TimeGrid,
@@ -168,7 +193,7 @@ def _add_traps(
             else:
                 _add_action(features, grid, vectors[label], start, start + duration, gain, stop)
 
-
+# %% ../nbs/29_simulate.ipynb #7e52d582
 def _simulate_features(
     name: str,  # of the video; with the seed it determines the random stream
     steps: int,
@@ -178,20 +203,15 @@ def _simulate_features(
     seed: int,
 ) -> np.ndarray:  # (steps, channels) float16
     "Features of one video with the given actions."
-    rng = np.random.default_rng([seed, 3, zlib.crc32(name.encode())])
-    vectors = _prototypes(config, seed)
-    features = rng.standard_normal((steps, config.channels))
-    fixed = np.random.default_rng([seed, 4])
-    basis = fixed.standard_normal((_LATENT, config.channels)) / np.sqrt(config.channels)
-    common = fixed.standard_normal(_LATENT)
-    common *= config.common * np.sqrt(_LATENT) / np.linalg.norm(common)
-    drift = lfilter([np.sqrt(1 - 0.9**2)], [1, -0.9], rng.standard_normal((steps, _LATENT)), axis=0)
-    latent = common + config.background * rng.standard_normal(_LATENT) + config.context * drift
-    latent *= config.signal / np.sqrt(_LATENT)
-    for k in range(_LATENT):
-        features += latent[:, k, None] * basis[k]
+    rng, fixed = np.random.default_rng([seed, 3, zlib.crc32(name.encode())]), np.random.default_rng([seed, 4])
+    vectors = _in_style(_prototypes(config, seed), config.style, rng)
+    features = _noise(rng, steps, config.channels, np.exp(-grid.stride / grid.fps / config.drift))
+    for share, source in ((config.common, fixed), (config.background, rng)):
+        constant = source.standard_normal(config.channels)
+        features += share * config.signal * constant / np.linalg.norm(constant)
     for label, start, end in actions:
-        _add_action(features, grid, vectors[label], start, end, np.exp(0.25 * rng.standard_normal()))
+        first, last = (start, end) + config.boundary * (end - start) * rng.standard_normal(2)
+        _add_action(features, grid, vectors[label], first, max(last, first + 0.3), np.exp(0.25 * rng.standard_normal()))
     _add_traps(features, grid, vectors, actions, rng, config)
     return features.astype(np.float16)
 
@@ -224,12 +244,33 @@ def _write_features(database: dict, folder: Path, config: SimulatorConfig, seed:
         np.save(folder / "features" / f"{name}.npy", _simulate_features(name, steps, actions, grid, config, seed))
 
 # %% ../nbs/29_simulate.ipynb #2d8cec45
-def _check_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
-    "The folder, if it holds the data set of that recipe; else a DataError."
+def _has_recipe(folder: Path, recipe: dict[str, Any]) -> bool:
+    "Whether the folder holds the data set of that recipe."
     with contextlib.suppress(DataError):
-        if read_json(folder / "simulated.json") == recipe:
-            return folder
-    raise DataError(f"{folder}: exists and is not this simulated data set; choose another folder or delete it")
+        return bool(read_json(folder / "simulated.json") == recipe)
+    return False
+
+
+def _only_simulated(folder: Path) -> bool:
+    "Whether all files of a folder are those that `make_dataset` writes."
+    features = folder / "features"
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() and features.is_dir() else set()
+    wanted = {"annotations.json", "dataset.json", "simulated.json", "features"}
+    return names == wanted and {p.suffix for p in features.iterdir()} <= {".npy"}
+
+
+def _move_in(work: Path, folder: Path, recipe: dict[str, Any], renew: bool) -> None:
+    "Move a complete data set to its place; what it replaces there is moved away first, then deleted."
+    replaced = Path(f"{work}-replaced")
+    try:
+        if renew and _only_simulated(folder) and not _has_recipe(folder, recipe):
+            os.replace(folder, replaced)
+        os.replace(work, folder)
+    except OSError:
+        if not _has_recipe(folder, recipe):  # a second process that made the same folder first is welcome
+            raise
+    finally:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 # %% ../nbs/29_simulate.ipynb #7ace0e21
 def make_dataset(
@@ -237,6 +278,7 @@ def make_dataset(
     seed: int = 0,
     config: SimulatorConfig | None = None,
     annotations: str | Path | None = None,  # ActivityNet-style JSON to take videos and instances from
+    renew: bool = False,  # replace a simulated data set of another recipe
 ) -> Path:  # the folder
     """Write a simulated data set; the same seed and config give the same bytes on every machine.
 
@@ -248,8 +290,10 @@ def make_dataset(
     config = SimulatorConfig(**{**asdict(config), "classes": len(classes) if annotations else config.classes})
     text = json.dumps({"version": "simulated", "database": database})
     recipe = {"seed": seed, "annotations": zlib.crc32(text.encode()), **json.loads(json.dumps(asdict(config)))}
-    if folder.exists():
-        return _check_recipe(folder, recipe)
+    if _has_recipe(folder, recipe):
+        return folder
+    if folder.exists() and not (renew and _only_simulated(folder)):
+        raise DataError(f"{folder}: exists and is not this simulated data set; choose another folder or delete it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -258,10 +302,7 @@ def make_dataset(
         about = {"stride": config.stride, "snippet": config.snippet, "classes": classes}
         (work / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
         (work / "simulated.json").write_text(json.dumps(recipe, indent=1) + "\n")
-        os.replace(work, folder)
-    except OSError:
-        if not folder.exists():  # a second process that made the same folder first is welcome
-            raise
+        _move_in(work, folder, recipe, renew)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder

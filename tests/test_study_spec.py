@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from selfdetr import study
 from selfdetr.data import DataError
 from selfdetr.data.files import checksum
+from selfdetr.simulate import SimulatorConfig, make_dataset
 from selfdetr.study import RunSpec, make_spec, override
 from selfdetr.study.compute import run_hash, training_hash
 
@@ -208,3 +209,12 @@ def test_a_video_that_two_folds_test_on_is_found_in_any_unicode_form(folds_folde
         (place / "features" / "video_0003.npy").rename(place / "features" / f"{name}.npy")
     with pytest.raises(DataError, match="is in the test split of folds 1 and 2"):
         study.open_folds(str(folder), "smoke")
+def test_data_of_an_older_simulator_are_made_again(tmp_path):
+    folder = make_dataset(tmp_path / "simulated-smoke", config=SimulatorConfig(train_videos=2, test_videos=1))
+    assert len(study.open_dataset("simulated", "smoke", tmp_path).videos) == 10
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    (folder / "simulated.json").write_text("{}")
+    (folder / "features" / "mine.txt").write_text("")
+    with pytest.raises(DataError, match="not this simulated data set"):
+        study.open_dataset("simulated", "smoke", tmp_path)
+    assert (folder / "features" / "mine.txt").exists()

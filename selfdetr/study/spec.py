@@ -174,7 +174,7 @@ def _find_folder(dataset: str, profile: str, data_root: str | Path) -> Path:
         config = SimulatorConfig(**_settings(dataset, profile, "simulator"))
         timing = find_data("thumos14", data_root) or find_data("thumos14") if profile == "full" else None
         folder = Path(data_root) / f"simulated-{profile}"
-        return make_dataset(folder, 0, config, timing and timing / "annotations.json")
+        return make_dataset(folder, 0, config, timing and timing / "annotations.json", renew=True)
     path = Path(dataset)
     named = path.parts and ".." not in path.parts  # "." and "../x" are places
     for place in (find_data(dataset, data_root), find_data(dataset), path) if named else (path,):
