@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # design -> overrides of a study's row
     "dino": NO_FEEDBACK | {"model.denoising": 100},
     "recommended": NO_FEEDBACK
     | _DEFORMABLE
-    | {"loss.quality": True, "windows.random": True}
+    | {"loss.quality": True, "loss.watch": False, "windows.random": True}
     | {"inference.cut": 0.3, "inference.voting": 0.6},
 }
 

@@ -34,6 +34,7 @@ class DesignLoss(LossConfig):
 
     query_overlap: float = 0.0  # the term is only computed above 0
     quality: bool = False  # the score of a matched query is to be the IoU of its segment, not 1
+    watch: bool = True  # compute the terms of the feedback also where they have no weight
 
     @property
     def weights(self) -> dict[str, float]:

@@ -48,7 +48,8 @@ def fit(
     model = make_model(spec.model)
     cut = random_windows if spec.windows.random else training_windows
     windows = cut(data, spec.windows.length, spec.windows.overlap, spec.windows.keep)
-    objective = make_objective(model, spec.loss, spec.feedback)
+    wanted = spec.loss.watch or spec.loss.feedback_encoder + spec.loss.feedback_decoder > 0
+    objective = make_objective(model, spec.loss, spec.feedback if wanted else None)
     history = train(model, windows, objective, spec.train, spec.seed, device, state, progress, on_epoch)
     last = history.iloc[-1]
     counts = {"epochs": len(history), "steps": int(last.step), "seconds_train": float(last.seconds)}

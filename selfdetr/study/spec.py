@@ -100,7 +100,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "data": dict(standardised=True),
         "model": _SMALL | dict(queries=40),
         "windows": dict(length=128, overlap=0.5, test_overlap=0.75, keep=0.5),
-        "train": dict(epochs=30, batch=8, lr=1e-3, weight_decay=0.05, schedule="cosine", warmup=2, clip=1.0),
+        "train": dict(epochs=35, batch=8, lr=1e-3, weight_decay=0.05, schedule="cosine", warmup=2, clip=1.0),
     },
     "full": {"simulator": dict(channels=2048, stride=4.0)},
 }
@@ -125,13 +125,13 @@ DATASETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {  # data set -> pro
     "vts": {
         "smoke": _STANDARDISED,
         "quick": _STANDARDISED | {"windows": dict(length=128), "train": dict(epochs=8, milestones=(6, 7))},
-        "standard": _STANDARDISED | {"windows": dict(length=256), "train": dict(epochs=15)},
+        "standard": {"windows": dict(length=384), "train": dict(epochs=16)},
         "full": _STANDARDISED,
     },
     "50salads": {
         "smoke": {"windows": dict(length=256)},
         "quick": _short(512) | _QUERIES,
-        "standard": {"windows": dict(length=512), "train": dict(epochs=80)},
+        "standard": {"windows": dict(length=512), "train": dict(epochs=100)},
     },
     "gtea": {
         "smoke": {"windows": dict(length=128)},
