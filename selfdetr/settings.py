@@ -44,11 +44,6 @@ class Choice(NamedTuple):
     reason: str
 
 
-def _next_power(number: float) -> int:
-    "The smallest power of two that is not smaller."
-    return 2 ** math.ceil(math.log2(max(number, 1)))
-
-
 def _instance_steps(dataset: Dataset) -> np.ndarray:  # (instances,)
     "Lengths of the training instances in feature steps. DataError where there are none."
     lengths = [video.grid.to_steps(video.segments) @ [-1, 1] for video in dataset.split("train")]
@@ -61,10 +56,8 @@ def _instance_steps(dataset: Dataset) -> np.ndarray:  # (instances,)
 def choose_length(dataset: Dataset) -> Choice:
     "The length of a window."
     most = float(np.quantile(_instance_steps(dataset), 0.95))
-    longest = max(video.steps for video in dataset.split("train"))
-    length = min(max(_next_power(2.5 * most), 64), _next_power(longest), 1024)
-    reason = f"95 % of the training instances last at most {most:.0f} steps; the longest recording has {longest}"
-    return Choice("windows.length", length, reason)
+    length = 128 * min(max(round(4 * most / 128), 1), 8)
+    return Choice("windows.length", length, f"four times the {most:.0f} steps that 95 % of the instances stay below")
 
 # %% ../nbs/39_settings.ipynb #fcef848c
 def choose_queries(
