@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "selfdetr"
 ROOMS = {  # room -> (modules, in the order in which they may import; left and top of its box)
     "method (0x)": ("segments attention transformer model matcher losses feedback diversity", 0.0, 0.0),
-    "designs (1x)": ("deformable relational variants denoising designs", 0.0, 3.35),
+    "designs (1x)": ("deformable relational variants scores denoising designs", 0.0, 3.35),
     "data (2x)": ("data.files data.config data.timegrid data.annotations data.framewise data.releases data.features "
                   "data.dataset data.windows simulate", 4.6, 0.0),
-    "training (3x)": ("processes checkpoint resume speed trainer", 4.6, 3.65),
+    "training (3x)": ("processes checkpoint resume speed trainer settings", 4.6, 3.65),
     "detecting (3x)": ("inference fusion onnx detector", 9.2, 0.0),
     "judging (4x)": ("report protocols evaluation diagnosis plots", 9.2, 2.05),
     "study (6x)": ("study.spec study.compute study.cache study.pool study.statistics study.tables", 9.2, 4.35),
