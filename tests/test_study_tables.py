@@ -56,7 +56,7 @@ def test_unknown_names_stop_a_table_before_any_training(tiny_folder, tmp_path, m
     monkeypatch.setattr(compute, "train", lambda *_, **__: pytest.fail("training was started"))
     wrong_row = {"name": "wrong", "overrides": {"loss.feedbak": 1}, "paper": None}
     cases = [
-        (dict(profile="quik"), ROWS, 1, "profile 'quik'.*smoke, quick, full"),
+        (dict(profile="quik"), ROWS, 1, "profile 'quik'.*smoke, quick, standard, full"),
         (dict(dataset="thumos15"), ROWS, 1, "data set 'thumos15'"),
         ({}, [*ROWS, wrong_row], 1, "'loss.feedbak'.*loss.feedback_encoder"),
         ({}, [ROWS[0], ROWS[0]], 1, "different names"),
