@@ -245,29 +245,29 @@ def _vote(
     kept: pd.DataFrame,  # columns video, start, end, label, score
     raw: pd.DataFrame,  # the same before suppression
     threshold: float,  # IoU, above 0
-) -> pd.DataFrame:  # as `kept`, with other times
+) -> pd.DataFrame:  # as `kept`, in the order of its index, with other times
     "Segments replaced by means of the raw ones that overlap them, weighted with score and IoU."
     groups = dict(list(raw.groupby(["video", "label"], sort=False)))
     parts = []
     for key, own in kept.groupby(["video", "label"], sort=False):
         segments, all_segments = (frame[["start", "end"]].to_numpy() for frame in (own, groups[key]))
-        overlap = pairwise_iou(torch.from_numpy(segments), torch.from_numpy(all_segments)).numpy()
-        scores = np.maximum(groups[key].score.to_numpy(), np.finfo(np.float64).tiny)
-        weight = np.where(overlap >= threshold, overlap, 0) * scores
-        times = weight @ all_segments / weight.sum(1, keepdims=True)
+        overlap = pairwise_iou(segments, all_segments)
+        weight = np.where(overlap >= threshold, overlap, 0) * groups[key].score.to_numpy()
+        total = weight.sum(1, keepdims=True)
+        times = np.where(total > 0, weight @ all_segments / np.where(total > 0, total, 1), segments)
         parts.append(own.assign(start=times[:, 0], end=times[:, 1]))
-    return pd.concat(parts)
+    return pd.concat(parts).sort_index()
 
 # %% ../nbs/35_inference.ipynb #79e0dfa7
 def merge(
     detections: pd.DataFrame,  # columns video, start, end, label, score, and shared for "overlap"; all numbers
     config: InferenceConfig = InferenceConfig(),
 ) -> pd.DataFrame:  # columns video, start, end, label, score; best first
-    "Suppress repeated detections, let them vote on the segments that stay, and keep the best of every recording."
+    "Suppress repeated detections, keep the best of every recording, and let all vote on the segments that stay."
     found = _suppress(detections, config) if len(detections) else detections
-    found = _vote(found, detections, config.voting) if config.voting and len(found) else found
     found = found[DETECTION_COLUMNS].sort_values("score", ascending=False, kind="stable")
-    return found[found.groupby("video").cumcount() < config.most].reset_index(drop=True)
+    found = found[found.groupby("video").cumcount() < config.most].reset_index(drop=True)
+    return _vote(found, detections, config.voting) if config.voting and len(found) else found
 
 # %% ../nbs/35_inference.ipynb #ce5f96b8
 def _finished(

@@ -15,7 +15,7 @@ import numpy as np
 
 from .data.dataset import Dataset
 from .data.files import DataError
-from .data.windows import WindowConfig, training_windows
+from .data.windows import WindowConfig, random_windows, training_windows
 from .trainer import TrainConfig
 
 # %% ../nbs/39_settings.ipynb #e9e74250
@@ -78,8 +78,13 @@ def choose_epochs(
     windows: WindowConfig,
     batch: int,  # windows a step
 ) -> Choice:
-    "The number of epochs."
-    count = len(training_windows(dataset, windows.length, windows.overlap, windows.keep))
+    "The number of epochs. DataError where no training window holds an instance."
+    grid = training_windows(dataset, windows.length, windows.overlap, windows.keep)
+    if not len(grid):
+        raise DataError(f"{dataset.folder}: no training instance fits a window of {windows.length} steps; "
+                        "set a larger windows.length, or extract features with a larger stride")
+    drawn = windows.random
+    count = len(random_windows(dataset, windows.length, windows.overlap, windows.keep)) if drawn else len(grid)
     steps = max(count // batch, 1)
     return Choice("train.epochs", math.ceil(STEPS / steps), f"{STEPS:,} steps of {batch} of {count} windows")
 

@@ -28,7 +28,9 @@ from selfdetr.evaluation import Evaluation, evaluate
 from selfdetr.inference import InferenceConfig
 from selfdetr.checkpoint import save_model
 from selfdetr.report import picture_formats
+from selfdetr.settings import choose_settings
 from selfdetr.study import spec
+from selfdetr.trainer import TrainConfig
 
 
 # One command.
@@ -542,6 +544,9 @@ def test_a_misspelt_path_is_named(made, recordings, tmp_path, capsys, arguments,
     ("--device cuda:99", "device 'cuda:99'"),
     ("--device cudax", "device 'cudax'"),
     ("--runs FILE/runs", "a file is a file"),
+    ("-o FILE", "a file: exists; give a new folder, or delete it"),
+    ("-o FILE/model", "a file is a file"),
+    ("--set inference.voting=2", "voting and cut from 0 to 1 are needed"),
     ("--data-root", "argument --data-root: expected one argument"),
 ])  # fmt: skip
 def test_wrong_options_are_one_line_before_any_data_are_read(tmp_path, monkeypatch, capsys, options, message):
@@ -563,6 +568,67 @@ def test_a_misspelt_data_set_is_one_line_with_the_near_one(tmp_path, monkeypatch
     assert said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def train(tiny_folder, tmp_path, capsys):
+    "Trains on the tiny folder with few steps; returns the lines that were printed."
+    quick = {"train.epochs": 1, "model.dim": 16, "model.heads": 2, "model.norm_groups": 2, "model.hidden": 16}
+
+    def call(*arguments, status=0):
+        given = [f"--set={name}={value}" for name, value in quick.items()]
+        runs = ["--runs", str(tmp_path / "runs"), "--device", "cpu"]
+        assert main(["train", str(tiny_folder), *given, *runs, *map(str, arguments)]) == status
+        shown = capsys.readouterr()
+        return (shown.err if status else shown.out).splitlines()
+
+    return call
+
+
+def test_a_folder_is_trained_on_with_settings_of_its_own_and_the_model_is_copied(train, tiny_folder, tmp_path, capsys):
+    length, queries, judged, last = train("-o", tmp_path / "new" / "model")
+    chosen = {choice.name: choice for choice in choose_settings(load_dataset(tiny_folder), train=TrainConfig(batch=8))}
+    assert length == f"windows.length = {chosen['windows.length'].value}: {chosen['windows.length'].reason}"
+    assert queries.startswith("model.queries = 40: a training window has up to ")  # the epochs were given
+    [run] = (tmp_path / "runs").glob("[!.]*")
+    metrics, model = json.loads((run / "metrics.json").read_text()), tmp_path / "new" / "model"
+    each = ", ".join(f"{value:.1f} at {tiou}" for tiou, value in metrics["mAP"].items())
+    assert judged == f"mAP on {metrics['test_instances']} test instances: {each} tIoU" and len(metrics["mAP"]) > 3
+    assert last.startswith(f"{model}: average mAP {metrics['average']:.2f} %, ")
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == {p.name: p.read_bytes() for p in run.iterdir()}
+    found, options = json.loads((model / "spec.json").read_text()), Detector.load(model, "cpu").config
+    assert found["windows"]["random"] and found["loss"]["quality"] and found["loss"]["feedback_encoder"] == 0
+    assert (found["profile"], found["train"]["epochs"]) == ("standard", 1)
+    assert options.windows.length == chosen["windows.length"].value and len(options.mean) == 8
+    assert (options.inference.cut, options.inference.voting) == (0.3, 0.6)
+    target = tmp_path / "found.json"
+    assert main(["detect", str(model), str(tiny_folder / "features"), "-o", str(target), "--device", "cpu"]) == 0
+    assert len(json.loads(target.read_text())["results"]) == 5
+
+
+def test_a_folder_with_something_in_it_is_refused_before_the_training(train, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("kept")
+    (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(spec, "open_dataset", lambda *_: pytest.fail("the data were read"))
+        [line] = train("-o", tmp_path / "full", status=2)
+    assert f"{tmp_path / 'full'}: exists; give a new folder, or delete it" in line
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+    train("-o", tmp_path / "empty")
+    assert Detector.load(tmp_path / "empty", "cpu").config.classes
+
+
+def test_preset_and_profile_are_taken_and_only_the_standard_profile_chooses(train, tmp_path):
+    lines = train("--profile", "smoke", "--preset", "self-detr")
+    assert len(lines) == 2 and lines[0].startswith("mAP on ")
+    found = json.loads((Path(lines[-1].split(":")[0]) / "spec.json").read_text())
+    assert (found["profile"], found["windows"]["length"], found["windows"]["random"]) == ("smoke", 64, False)
+    assert found["loss"]["feedback_encoder"] > 0 and found["model"]["cross_attention"] == "standard"
+    lines = train("--preset", "tadtr", "--set", "windows.length=32")
+    assert [line.split(" = ")[0] for line in lines[:-2]] == ["model.queries"]
+    found = json.loads((Path(lines[-1].split(":")[0]) / "spec.json").read_text())
+    assert found["windows"]["length"] == 32 and found["model"]["cross_attention"] == "deformable"
+
+
 def test_a_run_is_on_one_fold(folds_folder, tmp_path, capsys):
     given = ["train", str(folds_folder), "--profile", "smoke", "--device", "cpu", "--runs", str(tmp_path / "runs")]
     given += [f"--set={name}={value}" for name, value in SMALL.items()]
@@ -571,7 +637,7 @@ def test_a_run_is_on_one_fold(folds_folder, tmp_path, capsys):
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1 and not (tmp_path / "runs").exists()
     assert main([*given, "--fold", "2"]) == 0
-    folder = Path(capsys.readouterr().out.split(":")[0])
+    folder = Path(capsys.readouterr().out.splitlines()[-1].split(":")[0])
     assert json.loads((folder / "spec.json").read_text())["fold"] == "2"
 
 

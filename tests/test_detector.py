@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +240,19 @@ def test_the_file_holds_what_the_data_set_knows(dataset, made, tmp_path):
     assert config.inference == OPTIONS and config.windows == SHORT
     write_detector(tmp_path, config)
     assert (tmp_path / "detector.json").read_text() == (made / "detector.json").read_text()
+
+
+def test_cut_and_voting_are_kept_and_an_older_file_has_neither(dataset, made, tmp_path, files):
+    shutil.copytree(made, tmp_path / "model")
+    path = save_detector(tmp_path / "model", dataset, replace(OPTIONS, cut=0.3, voting=0.6), SHORT)
+    new, content = Detector.load(path.parent, "cpu"), json.loads(path.read_text())
+    assert (new.config.inference.cut, new.config.inference.voting) == (0.3, 0.6)
+    assert new.detect(files[0]).equals(Detector.load(made, "cpu").using(cut=0.3, voting=0.6).detect(files[0]))
+    del content["inference"]["cut"], content["inference"]["voting"], content["windows"]["random"]
+    path.write_text(json.dumps(content))
+    old = Detector.load(path.parent, "cpu")
+    assert old.config.inference == OPTIONS and old.config.windows == SHORT
+    assert old.detect(files[0]).equals(Detector.load(made, "cpu").detect(files[0]))
 
 
 def test_frame_rates_that_vary_are_noted(tiny, tmp_path):

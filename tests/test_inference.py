@@ -1,12 +1,14 @@
 "Detections of data sets and recordings against their definition; suppression; what is kept."
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import SIZE, some_model
+from models import SIZE, close, some_model
 
 from selfdetr.data.dataset import load_dataset
 from selfdetr.data.timegrid import TimeGrid
@@ -15,7 +17,7 @@ from selfdetr.inference import (
     DETECTION_COLUMNS, FeatureSource, InferenceConfig, cut_windows, detect, detect_dataset, detect_recordings, merge,
     top_scores)
 from selfdetr.model import ModelConfig, SelfDETR
-from selfdetr.segments import elementwise_iou
+from selfdetr.segments import elementwise_iou, pairwise_iou
 
 row = st.tuples(st.sampled_from("uv"), st.integers(0, 9), st.integers(0, 5), st.sampled_from("AB"), st.integers(0, 9))
 SHORT = WindowConfig(length=32)
@@ -48,6 +50,10 @@ def by_definition(model, dataset, config, cut):
             after = [start for v, start, _ in place if v == video and start > windows.start[i]]
             limits = grid.to_seconds(np.array([max(before, default=-1e9), min(after, default=1e9)]) - 0.5)
             shared = (times[:, 0] < limits[0] - 1e-9) | (times[:, 1] > limits[1] + 1e-9)
+            first, last = windows.start[i] - 0.5, windows.start[i] + windows.valid[i] - 0.5
+            inside = np.array([first + 0.02 * cut.length if before else -1e9, last - 0.02 * cut.length if after else 1e9])
+            ends = grid.to_seconds(inside)  # what is beyond these ends at a border inside the recording
+            scores[(times[:, 0] < ends[0]) | (times[:, 1] > ends[1])] *= config.cut
             times = times.clip(0, dataset.videos[video].duration)
             columns = dict(start=times[:, 0], end=times[:, 1], label=labels, score=scores, shared=shared)
             tables.append(pd.DataFrame({"video": video} | columns))
@@ -61,11 +67,16 @@ LOADED = {"in memory": {}, "standardised": {"standardised": True}, "resized": {"
 LOADED |= {"mapped": {"in_memory": False}}
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard", "overlap", "none"])
+KINDS = ["soft", "hard", "overlap", "none"]
+MORE = dict(cut=0.3, voting=0.6)
+
+
+@pytest.mark.parametrize("more", [{}, MORE], ids=["as before", "cut and voting"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loaded", list(LOADED))
-def test_a_data_set_gives_what_the_definition_gives(model, tiny_folder, one_thread, kind, loaded):
+def test_a_data_set_gives_what_the_definition_gives(model, tiny_folder, one_thread, kind, loaded, more):
     dataset = load_dataset(tiny_folder, **LOADED[loaded])
-    config = InferenceConfig(nms=kind, batch=5, most=20)
+    config = InferenceConfig(nms=kind, batch=5, most=20, **more)
     found = detect_dataset(model, dataset, config, SHORT)
     expected = by_definition(model, dataset, config, SHORT)
     assert list(found) == DETECTION_COLUMNS and len(found) == 40
@@ -118,7 +129,7 @@ def test_detection_in_many_recordings_holds_few_of_them(tiny, peak_bytes):
     assert peaks[1] - peaks[0] < 70 * 180 * 40 / 4  # raw detections of the others are 40 bytes each, 180 a window
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard", "overlap", "none"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_as_many_are_kept_of_a_recording_as_asked_for(kind):
     "The reference keeps 200 of a video over all its classes, not of each class."
     start = np.arange(600.0)
@@ -143,3 +154,62 @@ def test_overlap_deletes_only_where_two_windows_look(every, data):
     found = merge(every.assign(shared=shared), InferenceConfig(nms="overlap"))
     assert sorted(found.itertuples(index=False)) == sorted(every.loc[kept, DETECTION_COLUMNS].itertuples(index=False))
     assert found.score.is_monotonic_decreasing
+
+
+# ---- segments that a window cuts, and voting
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_and_voting_do_not_depend_on_how_features_come(model, tiny, one_thread, kind):
+    video, config = tiny.videos[0], InferenceConfig(nms=kind, **MORE)
+    values = tiny.features(video.name)
+    whole = detect(model, values, video.grid, config=config, windows=SHORT)
+    for size in (1, 31, 32, 100):
+        pieces = (values[i : i + size] for i in range(0, len(values), size))
+        assert detect(model, pieces, video.grid, config=config, windows=SHORT).equals(whole)
+    one, many = (detect_dataset(model, tiny, replace(config, batch=batch), SHORT) for batch in (1, 32))
+    assert len(one) > 100 and close(one, many) and one.video.equals(many.video)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_defaults_neither_lower_scores_nor_move_segments(model, tiny, one_thread, kind):
+    "The detections are the merged raw ones, bit for bit."
+    every = InferenceConfig(nms="none", most=10**6)
+    raw, config = detect_dataset(model, tiny, every, SHORT), InferenceConfig(nms=kind)
+    found = detect_dataset(model, tiny, config, SHORT)
+    assert config == InferenceConfig(nms=kind, cut=1, voting=0)
+    if kind != "overlap":  # which asks what two windows share
+        pd.testing.assert_frame_equal(found, merge(raw, config), check_exact=True)
+    pairs = pairwise_iou(found[["start", "end"]].to_numpy(), raw[["start", "end"]].to_numpy())
+    same = found[["video", "label"]].to_numpy()[:, None] == raw[["video", "label"]].to_numpy()
+    assert (np.where(same.all(2), pairs, 0).max(1) == 1).all()
+    moved = detect_dataset(model, tiny, replace(config, voting=0.6), SHORT)
+    lowered = detect_dataset(model, tiny, replace(every, cut=0.3), SHORT)
+    assert not moved.start.equals(found.start) and moved.score.equals(found.score)
+    assert 0 < lowered.score.sum() < raw.score.sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_nothing_vote_without_a_division_by_it(model, tiny, kind):
+    config = InferenceConfig(nms=kind, cut=0, voting=0.5, min_score=0, most=500)
+    found = detect_dataset(model, tiny, config, SHORT)
+    assert (found.score == 0).any() and np.isfinite(found[["start", "end", "score"]].to_numpy()).all()
+    assert (found.end > found.start).all()
+
+
+@settings(max_examples=60)
+@given(every=some_detections(), kind=st.sampled_from(KINDS), voting=st.sampled_from([0.1, 0.4, 0.5, 1]),
+       most=st.integers(1, 30), data=st.data())
+def test_voting_moves_segments_among_those_that_vote_and_changes_nothing_else(every, kind, voting, most, data):
+    shared = data.draw(st.lists(st.booleans(), min_size=len(every), max_size=len(every)))
+    every, config = every.assign(shared=shared), InferenceConfig(nms=kind, min_score=0, most=most)
+    plain, voted = merge(every, config), merge(every, replace(config, voting=voting))
+    rest = ["video", "label", "score"]
+    pd.testing.assert_frame_equal(voted[rest], plain[rest], check_exact=True)
+    for before, after in zip(plain.itertuples(), voted.itertuples()):
+        own = every[(every.video == before.video) & (every.label == before.label)]
+        segments = own[["start", "end"]].to_numpy()
+        votes = segments[pairwise_iou(np.array([[before.start, before.end]]), segments)[0] >= voting]
+        votes = votes if len(votes) else np.array([[before.start, before.end]])  # one without a length stays
+        low, high, now = votes.min(0), votes.max(0), np.array([after.start, after.end])
+        assert (low - 1e-9 <= now).all() and (now <= high + 1e-9).all()

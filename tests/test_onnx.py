@@ -70,6 +70,17 @@ def test_an_exported_model_finds_the_same(exported):
     assert {file.name for file in path.parent.iterdir()} == {"model.onnx", "detector.json"}
 
 
+def test_an_exported_detector_keeps_cut_and_voting(exported, tmp_path):
+    original, path = exported
+    changed = original.using(cut=0.3, voting=0.6)
+    (tmp_path / "model.onnx").write_bytes(path.read_bytes())
+    write_detector(tmp_path, changed.config)
+    values = np.random.default_rng(0).standard_normal((90, 8), dtype=np.float32)
+    other, found = Detector.load(tmp_path / "model.onnx", "cpu"), changed.detect(values)
+    assert other.config == changed.config and close(other.detect(values), found)
+    assert not close(found, original.detect(values))
+
+
 def test_an_exported_file_says_nothing_of_where_it_was_made(exported):
     content = exported[1].read_bytes()
     assert b".py" not in content and str(Path.cwd()).encode() not in content

@@ -10,6 +10,7 @@ import torch
 from models import CONFIG, new_model
 
 from selfdetr.data import DataError, training_windows
+from selfdetr.data.windows import random_windows
 from selfdetr.designs import Objective
 from selfdetr.feedback import FeedbackConfig
 from selfdetr.losses import LossConfig, SetCriterion
@@ -77,6 +78,18 @@ def test_a_lost_run_is_continued_to_the_same_bits(windows, tmp_path, precision):
     assert_same(whole, history, resumed, continued)
     finished = fit(new_model(seed=98), windows, config, seed=3, state=State(tmp_path))  # nothing is left to do
     pd.testing.assert_frame_equal(finished, continued, check_exact=True)
+
+
+def test_a_lost_run_on_random_windows_is_continued_to_the_same_bits(tiny, tmp_path):
+    "Each epoch draws its own windows, so one that began again with the first would be seen."
+    config = replace(CONFIG, epochs=4)
+    whole, resumed = new_model(), new_model(seed=99)
+    history = fit(whole, random_windows(tiny, 32, 0.25), config, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        fit(new_model(), random_windows(tiny, 32, 0.25), config, seed=3, state=State(tmp_path, 0),
+            on_epoch=stop_after(2))  # fmt: skip
+    continued = fit(resumed, random_windows(tiny, 32, 0.25), config, seed=3, state=State(tmp_path))
+    assert_same(whole, history, resumed, continued)
 
 
 @pytest.mark.parametrize("first, then", [(True, False), (False, True)])
@@ -205,6 +218,16 @@ def test_a_state_of_other_settings_is_refused_with_both_values(tiny, folder, cha
     with pytest.raises(DataError, match=f"{STATE}: .*{message}; .*delete {STATE} and") as caught:
         fit(model, other, state=State(folder), **FIRST | changes)
     assert "\n" not in str(caught.value) and (folder / STATE).read_bytes() == before
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_state_of_fixed_windows_is_refused_for_random_ones_and_the_other_way_round(tiny, tmp_path, drawn):
+    "Of as many windows: they differ in nothing but that."
+    random = random_windows(tiny, 32, 0.25)
+    kinds = {True: random, False: replace(random, redraw=None)}
+    fit(new_model(), kinds[drawn], state=State(tmp_path))
+    with pytest.raises(DataError, match=rf"windows\.random was {drawn} and is {not drawn} now"):
+        fit(new_model(), kinds[not drawn], state=State(tmp_path))
 
 
 def test_a_state_of_other_data_is_refused(tiny, folder):

@@ -117,11 +117,12 @@ def test_results_that_cannot_be_written_stop_a_notebook_in_its_first_cell(tmp_pa
 
 def test_runs_have_the_names_they_had_before_there_were_folds():
     spec = override(RunSpec("a", "smoke", 3), {"train.lr": 0.5})
-    old = {name: value for name, value in asdict(replace(spec, dataset="")).items() if name != "fold"}
+    old = {name: value for name, value in asdict(replace(spec, dataset="")).items() if name not in ("fold", "inner")}
     text = json.dumps([old, "data", training_hash()], sort_keys=True)
     assert run_hash(spec, "data") == run_hash(replace(spec, fold="2"), "data") == checksum(text.encode())[:16]
     written = json.loads(spec.to_json())
-    del written["fold"]
+    del written["fold"], written["inner"], written["loss"]["quality"], written["windows"]["random"]
+    del written["inference"]["cut"], written["inference"]["voting"]
     assert RunSpec.from_json(json.dumps(written)) == spec
 
 
@@ -209,6 +210,8 @@ def test_a_video_that_two_folds_test_on_is_found_in_any_unicode_form(folds_folde
         (place / "features" / "video_0003.npy").rename(place / "features" / f"{name}.npy")
     with pytest.raises(DataError, match="is in the test split of folds 1 and 2"):
         study.open_folds(str(folder), "smoke")
+
+
 def test_data_of_an_older_simulator_are_made_again(tmp_path):
     folder = make_dataset(tmp_path / "simulated-smoke", config=SimulatorConfig(train_videos=2, test_videos=1))
     assert len(study.open_dataset("simulated", "smoke", tmp_path).videos) == 10
@@ -218,3 +221,63 @@ def test_data_of_an_older_simulator_are_made_again(tmp_path):
     with pytest.raises(DataError, match="not this simulated data set"):
         study.open_dataset("simulated", "smoke", tmp_path)
     assert (folder / "features" / "mine.txt").exists()
+
+
+# ---- an inner split, and the standard profile
+
+
+def change_recordings(folder, split):
+    "Other features, and other instances of the same classes, for the recordings of a split."
+    database = json.loads((folder / "annotations.json").read_text())["database"]
+    for name, entry in database.items():
+        if entry["subset"] == split:
+            path = folder / "features" / f"{name}.npy"
+            np.save(path, 2 - np.load(path))
+            entry["annotations"] = [item | {"label": "action 0"} for item in entry["annotations"][1:]]
+    set_file(folder / "annotations.json", database=database)
+
+
+def subsets(folder):
+    database = json.loads((folder / "annotations.json").read_text())["database"]
+    return {video.split: database[video.name]["subset"] for video in study.open_dataset(str(folder), "smoke").videos}
+
+
+@pytest.mark.parametrize("profile", ["smoke", "standard"])
+def test_an_inner_run_depends_on_no_test_recording(tiny_folder, tmp_path, profile):
+    folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
+
+    def names():
+        every = [(inner, study.open_dataset(str(folder), profile, inner=inner)) for inner in (True, False)]
+        return [run_hash(make_spec(str(folder), profile, data, inner=inner), data.hash()) for inner, data in every]
+
+    first = names()
+    change_recordings(folder, subsets(folder)["test"])
+    second = names()
+    assert second[0] == first[0] and len({*first, *second}) == 3
+    change_recordings(folder, subsets(folder)["train"])
+    assert not {*names()} & {*first, *second}
+
+
+def test_inner_splits_of_folds_may_judge_the_same_recordings(folds_folder):
+    opened = study.open_folds(str(folds_folder), "smoke", inner=True)
+    judged = [[video.name for video in data.split("test")] for data in opened.values()]
+    assert list(opened) == ["1", "2", "3"] and len({*sum(judged, [])}) < len(sum(judged, []))
+    assert study.open_dataset(str(folds_folder), "smoke", fold="2", inner=True).hash() == opened["2"].hash()
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_mapped_features_are_warned_of_and_not_standardised(tiny_folder, folds_folder, tmp_path, inner):
+    for source, fold in (tiny_folder, ""), (folds_folder, "2"):
+        folder = shutil.copytree(source, tmp_path / source.name, symlinks=True)
+        place = folder / f"fold{fold}" if fold else folder
+        settings = json.loads((place / "dataset.json").read_text())
+        whole = study.open_dataset(str(folder), "standard", fold=fold, inner=inner)
+        assert whole.scale is not None and whole.array is not None
+        (place / "dataset.json").unlink()
+        (place / "dataset.json").write_text(json.dumps(settings | {"in_memory": False}))
+        with pytest.warns(UserWarning, match=f"{place}: features are mapped, so they are not standardised"):
+            mapped = study.open_dataset(str(folder), "standard", fold=fold, inner=inner)
+        name = mapped.videos[0].name
+        assert mapped.array is None and mapped.scale is None
+        assert np.array_equal(mapped.features(name), np.load(place / "features" / f"{name}.npy"))
+        assert make_spec(str(folder), "standard", mapped, fold=fold, inner=inner).model.channels == mapped.channels

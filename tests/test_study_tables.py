@@ -56,7 +56,7 @@ def test_unknown_names_stop_a_table_before_any_training(tiny_folder, tmp_path, m
     monkeypatch.setattr(compute, "train", lambda *_, **__: pytest.fail("training was started"))
     wrong_row = {"name": "wrong", "overrides": {"loss.feedbak": 1}, "paper": None}
     cases = [
-        (dict(profile="quik"), ROWS, 1, "profile 'quik'.*smoke, quick, full"),
+        (dict(profile="quik"), ROWS, 1, "profile 'quik'.*smoke, quick, standard, full"),
         (dict(dataset="thumos15"), ROWS, 1, "data set 'thumos15'"),
         ({}, [*ROWS, wrong_row], 1, "'loss.feedbak'.*loss.feedback_encoder"),
         ({}, [ROWS[0], ROWS[0]], 1, "different names"),
@@ -289,3 +289,30 @@ def test_results_of_other_folds_are_not_replaced(folds_folder, tmp_path):
     np.save(path, np.load(path) + 1)  # one file of one fold
     with pytest.raises(DataError, match=r"table9\.json: of other data of the name 'folded'"):
         fake_table(FOLDED, folder, folds=list("123"), **options)
+
+
+# ---- an inner split
+
+
+def test_a_table_on_an_inner_split_reads_no_test_recording(tiny_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
+    data = study.open_dataset(str(folder), "smoke")
+    table = make_table(ROWS[:1], 1, folder, tmp_path / "runs", inner=True)
+    held = max(video.name for video in data.split("train"))
+    detected = json.loads((table.runs["baseline"][0].folder / "detections.json").read_text())["results"]
+    assert list(detected) == [held] and table.runs["baseline"][0].spec.inner and table.content["inner"]
+    assert table.content["test_instances"] == len(data.ground_truth("train").query("video == @held"))
+    assert f"{table.content['test_instances']} instances of an inner split of the training" in _markdown(table)
+    database = json.loads((folder / "annotations.json").read_text())["database"]
+    for video in data.split("test"):
+        database[video.name]["annotations"] = database[video.name]["annotations"][:1]
+        np.save(folder / "features" / f"{video.name}.npy", np.zeros((video.steps, data.channels), np.float32))
+    (folder / "annotations.json").write_text(json.dumps({"database": database}))
+    monkeypatch.setattr(compute, "train", lambda *_, **__: pytest.fail("training was started"))
+    again = make_table(ROWS[:1], 1, folder, tmp_path / "runs", inner=True)
+    assert again.content == table.content
+
+
+def test_a_table_of_test_recordings_does_not_say_inner(tiny_folder):
+    table = fake_table([[50.0, 51.0], [52.0, 53.0]], tiny_folder)
+    assert table.content["inner"] is False and "test instances, seeds" in _markdown(table)

@@ -1,5 +1,7 @@
 """The training loop: a plain loop as oracle, the same numbers twice, the schedule, faults, the log."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from models import CONFIG, SIZES, new_model
 
 from selfdetr.data import training_windows
+from selfdetr.data.windows import random_windows
 from selfdetr.designs import Objective, make_model, make_objective, preset
 from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
@@ -92,6 +95,44 @@ def test_training_is_the_plain_loop(windows):
     states = (m.state_dict() for m in (model, plain, new_model(dropout=0.0)))
     ours, theirs, start = (torch.cat([state[name].flatten() for name in names]) for state in states)
     assert (ours - theirs).norm() < 3e-3 * (theirs - start).norm()
+
+
+class Looks(Objective):
+    "Keeps the features of the windows that it is shown, by call."
+
+    def __init__(self):
+        super().__init__(SetCriterion())
+        self.seen = []
+
+    def __call__(self, model, batch):
+        self.seen.append({window.numpy().tobytes() for window in batch.features})
+        return super().__call__(model, batch)
+
+
+def test_random_windows_follow_seed_and_epoch(tiny):
+    "Every epoch shows the windows that `of_epoch` draws for it, and no others."
+    windows = random_windows(tiny, 32, 0.25)
+    one_batch, runs = TrainConfig(epochs=3, batch=len(windows)), []
+    for seed in (1, 1, 2):
+        model, looks = new_model(), Looks()
+        runs.append((model, fit(model, windows, one_batch, objective=looks, seed=seed)))
+        drawn = [windows.of_epoch(seed, epoch).batch(range(len(windows))) for epoch in range(3)]
+        assert looks.seen == [{window.numpy().tobytes() for window in batch.features} for batch in drawn]
+        assert len({frozenset(seen) for seen in looks.seen}) == 3
+    (first, history), (again, repeated), (other, different) = runs
+    pd.testing.assert_frame_equal(without_time(history), without_time(repeated), check_exact=True)
+    assert same_weights(first, again) and not same_weights(first, other)
+    assert (history.total != different.total).all()
+
+
+@pytest.mark.parametrize("quality", [False, True])
+def test_batches_without_an_instance_train(tiny, quality):
+    "Windows that are drawn may miss all instances."
+    tiny.videos = tuple(replace(v, segments=v.segments[:0], labels=v.labels[:0]) for v in tiny.videos)
+    windows = random_windows(tiny, 32, 0.25)
+    assert len(windows) >= 4 and not any(len(target["labels"]) for target in windows.targets)
+    history = fit(new_model(), windows, ONCE, DesignLoss(quality=quality))
+    assert np.isfinite(history.to_numpy()).all() and (history["class"] > 0).all() and (history.iou == 0).all()
 
 
 @given(st.integers(1, 70), st.integers(1, 20), st.integers(0, 5), st.integers(0, 5))

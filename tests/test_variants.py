@@ -39,7 +39,8 @@ def settings_of(name):
     parts = {"model": dict(SIZES), "loss": {}}
     for key, value in DESIGNS[name].items():
         part, field = key.split(".")
-        parts[part][field] = value
+        if part in parts:
+            parts[part][field] = value
     return DesignConfig(**parts["model"]), DesignLoss(**parts["loss"])
 
 

@@ -92,10 +92,11 @@ def _chosen_spec(options: argparse.Namespace, data: "Dataset", overrides: dict[s
 
 def _report(found: "Run", output: Path | None) -> None:
     "Print what a run has reached and where it is, and copy it to where it is wanted."
-    metrics, folder = found.metrics, found.folder
-    if output is not None:
-        shutil.copytree(folder, output, dirs_exist_ok=True)
-        folder = output
+    from selfdetr.processes import is_first
+
+    metrics, folder = found.metrics, output or found.folder
+    if output is not None and is_first():
+        shutil.copytree(found.folder, output, dirs_exist_ok=True)
     each = ", ".join(f"{value:.1f} at {tiou}" for tiou, value in metrics["mAP"].items())
     _say(f"mAP on {metrics['test_instances']} test instances: {each} tIoU")
     _say(f"{folder}: average mAP {metrics['average']:.2f} %, {metrics['seconds_train']:.0f} s of training")

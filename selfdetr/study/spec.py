@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.dataset import Dataset, folds_of, load_dataset, load_fold
+from ..data.dataset import Dataset, folds_of, load_dataset, place_of_fold
 from ..data.files import as_names, find_data, same_form
 from ..data.releases import RELEASES, all_settings
 from ..data.windows import WindowConfig
@@ -200,10 +200,11 @@ def open_dataset(
     fold = next(iter(there), "") if fold is None else fold
     if there and not fold:
         raise DataError(f"{place}: has {len(there)} folds, and a run is on one; name a fold: {', '.join(there)}")
-    options = _settings(dataset, profile, "data") | {"release": release}
+    place, chosen = place_of_fold(place, fold, release) if fold else (place, {})
+    options = _settings(dataset, profile, "data") | {"release": release} | chosen
     if not all_settings(place, release).in_memory and options.pop("standardised", False):
         warnings.warn(f"{place}: features are mapped, so they are not standardised", stacklevel=2)
-    data = _check_judging(load_fold(place, fold, **options) if fold else load_dataset(place, **options))
+    data = _check_judging(load_dataset(place, **options))
     return inner_split(data) if inner else data
 
 # %% ../../nbs/60_spec.ipynb #0b3ed047
