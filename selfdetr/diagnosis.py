@@ -252,8 +252,9 @@ def _plot_groups(ax: "Axes", name: str, shares: pd.DataFrame, counts: pd.DataFra
         ax.bar_label(bars, [f"{v:.0f}" for v in height], fontsize=7, padding=1)
         ax.axhline(overall, ls="--", lw=1, color=colour, alpha=0.6, zorder=0, label=f"all instances: {overall:.0f}")
     table = counts.loc[name]
+    spans = table["range"].str.replace("–", "–\n") if table["range"].str.len().max() > 9 else table["range"]
     ax.set(xticks=range(len(table)), ylim=(0, max(1.1 * shares.to_numpy().max(), 10)), ylabel="%")
-    text = [f"{size}\n{span}\nn = {n}" for size, span, n in zip(table.index, table["range"], table["instances"])]
+    text = [f"{size}\n{span}\nn = {n}" for size, span, n in zip(table.index, spans, table["instances"])]
     ax.set_xticklabels(text, fontsize=8)
 
 # %% ../nbs/43_diagnosis.ipynb #93a8ea85

@@ -395,6 +395,16 @@ def test_json_markdown_and_picture_hold_what_the_tables_hold():
     plt.close(figure)
 
 
+def test_the_ranges_below_a_panel_do_not_overlap():
+    truth, found = crowd(videos=5)
+    figure = plot_diagnosis(diagnose(truth, found, durations={v: 3217.3 for v in truth["video"]}))
+    figure.canvas.draw()
+    for ax in figure.axes[2:]:
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        assert boxes and all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:])), ax.get_title()
+    plt.close(figure)
+
+
 def test_one_reading_answers_all_questions(tmp_path, monkeypatch):
     paths = tmp_path / "annotations.json", tmp_path / "detections.json"
     for path, frame, section in zip(paths, crowd(videos=5), ("database", "results")):
