@@ -51,7 +51,8 @@ def by_definition(model, dataset, config, cut):
             limits = grid.to_seconds(np.array([max(before, default=-1e9), min(after, default=1e9)]) - 0.5)
             shared = (times[:, 0] < limits[0] - 1e-9) | (times[:, 1] > limits[1] + 1e-9)
             first, last = windows.start[i] - 0.5, windows.start[i] + windows.valid[i] - 0.5
-            inside = np.array([first + 0.02 * cut.length if before else -1e9, last - 0.02 * cut.length if after else 1e9])
+            margin = 0.02 * cut.length
+            inside = np.array([first + margin if before else -1e9, last - margin if after else 1e9])
             ends = grid.to_seconds(inside)  # what is beyond these ends at a border inside the recording
             scores[(times[:, 0] < ends[0]) | (times[:, 1] > ends[1])] *= config.cut
             times = times.clip(0, dataset.videos[video].duration)
