@@ -51,9 +51,8 @@ def by_definition(model, dataset, config, cut):
             limits = grid.to_seconds(np.array([max(before, default=-1e9), min(after, default=1e9)]) - 0.5)
             shared = (times[:, 0] < limits[0] - 1e-9) | (times[:, 1] > limits[1] + 1e-9)
             first, last = windows.start[i] - 0.5, windows.start[i] + windows.valid[i] - 0.5
-            margin = 0.02 * cut.length
-            inside = np.array([first + margin if before else -1e9, last - margin if after else 1e9])
-            ends = grid.to_seconds(inside)  # what is beyond these ends at a border inside the recording
+            edge = 0.02 * cut.length  # what goes beyond it ends at a border inside the recording
+            ends = grid.to_seconds(np.array([first + edge if before else -1e9, last - edge if after else 1e9]))
             scores[(times[:, 0] < ends[0]) | (times[:, 1] > ends[1])] *= config.cut
             times = times.clip(0, dataset.videos[video].duration)
             columns = dict(start=times[:, 0], end=times[:, 1], label=labels, score=scores, shared=shared)

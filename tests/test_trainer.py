@@ -112,14 +112,16 @@ class Looks(Objective):
 def test_random_windows_follow_seed_and_epoch(tiny):
     "Every epoch shows the windows that `of_epoch` draws for it, and no others."
     windows = random_windows(tiny, 32, 0.25)
-    one_batch, runs = TrainConfig(epochs=3, batch=len(windows)), []
+    one_batch, runs, shown = TrainConfig(epochs=3, batch=len(windows)), [], []
     for seed in (1, 1, 2):
         model, looks = new_model(), Looks()
         runs.append((model, fit(model, windows, one_batch, objective=looks, seed=seed)))
         drawn = [windows.of_epoch(seed, epoch).batch(range(len(windows))) for epoch in range(3)]
         assert looks.seen == [{window.numpy().tobytes() for window in batch.features} for batch in drawn]
         assert len({frozenset(seen) for seen in looks.seen}) == 3
+        shown.append(looks.seen)
     (first, history), (again, repeated), (other, different) = runs
+    assert shown[0] == shown[1] and all(a != b for a, b in zip(shown[0], shown[2]))
     pd.testing.assert_frame_equal(without_time(history), without_time(repeated), check_exact=True)
     assert same_weights(first, again) and not same_weights(first, other)
     assert (history.total != different.total).all()
