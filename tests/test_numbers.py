@@ -44,7 +44,7 @@ def compute(name):
     parts = {"model": dict(size), "loss": {}}
     for key, value in overrides.items():
         part, field = key.split(".")
-        parts[part][field] = value
+        parts.setdefault(part, {})[field] = value
     torch.manual_seed(0)
     model = make_model(DesignConfig(**parts["model"]))
     weights = torch.cat([p.detach().flatten() for p in model.parameters()]).double()

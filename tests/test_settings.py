@@ -9,7 +9,7 @@ from models import refused
 
 from selfdetr.data.dataset import Dataset, Video, load_dataset, load_fold
 from selfdetr.data.timegrid import TimeGrid
-from selfdetr.data.windows import WindowConfig
+from selfdetr.data.windows import WindowConfig, training_windows
 from selfdetr.settings import STEPS, choose_settings, inner_split
 from selfdetr.trainer import TrainConfig
 
@@ -81,9 +81,11 @@ def test_without_an_instance_nothing_is_chosen():
     assert message.startswith("made: no training video has an instance")
 
 
-@pytest.mark.parametrize("steps, length", [(1, 1), (20, 32), (40, 64), (63, 64), (100, 64)])
-def test_a_window_goes_no_further_than_the_longest_recording(steps, length):
-    assert chosen(made((steps, [(0, min(steps, 6))]), (1, [])))["windows.length"] == length
+@pytest.mark.parametrize("steps", [1, 20, 100])
+def test_a_window_has_128_steps_at_least(steps):
+    "Also where recordings are shorter: their windows are padded."
+    short = made((steps, [(0, min(steps, 6))]), (1, []))
+    assert chosen(short)["windows.length"] == 128 and len(training_windows(short, 128)) == 1
 
 
 def test_a_window_has_1024_steps_at_most():
@@ -98,7 +100,7 @@ def test_a_window_has_1024_steps_at_most():
 def test_many_instances_raise_the_number_of_queries():
     "The window in which most of them lie counts, and 40 are the least."
     crowded = made((256, [(2 * i, 2 * i + 2) for i in range(30)]), (256, [(100, 102)]))
-    assert chosen(crowded)["windows.length"] == 64
+    assert chosen(crowded)["windows.length"] == 128
     assert chosen(crowded)["model.queries"] == 60
     assert chosen(made((256, [(2 * i, 2 * i + 2) for i in range(20)])))["model.queries"] == 40
 
