@@ -110,8 +110,8 @@ _WHOLE, _BEST, _COSINE = dict(length=192), dict(top=100, most=100), dict(schedul
 _STANDARDISED, _QUERIES = {"data": dict(standardised=True)}, {"model": dict(queries=40)}
 
 
-def _short(length: int) -> dict[str, dict[str, Any]]:
-    "Windows for recordings that are not much longer than a window; those to detect in overlap by much."
+def _dense(length: int) -> dict[str, dict[str, Any]]:
+    "Windows of a length; those to detect in overlap by much."
     return {"windows": dict(length=length, test_overlap=0.75)}
 
 
@@ -130,17 +130,17 @@ DATASETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {  # data set -> pro
     },
     "50salads": {
         "smoke": {"windows": dict(length=256)},
-        "quick": _short(512) | _QUERIES,
+        "quick": _dense(512) | _QUERIES,
         "standard": {"windows": dict(length=512), "train": dict(epochs=100)},
     },
     "gtea": {
         "smoke": {"windows": dict(length=128)},
-        "quick": _short(128) | _QUERIES,
+        "quick": _dense(128) | _QUERIES,
         "standard": {"train": dict(epochs=150)},
     },
     "jigsaws": {
         "smoke": {"windows": dict(length=128)},
-        "quick": _short(256) | _QUERIES,
+        "quick": _dense(256) | _QUERIES,
         "standard": {"windows": dict(length=256), "train": dict(epochs=100)},
     },
 }
