@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import json
 import os
 import re
 import shutil
@@ -280,6 +281,19 @@ def test_a_flipped_bit_in_what_is_read_is_found_wherever_it_is(copied, name):
             study.read_run(copied.folder)
         path.write_bytes(whole)
     study.read_run(copied.folder)
+
+
+@pytest.mark.parametrize("old, new", [("3.1e-05", "3.1E-05"), ("0.30000000000000004", "0.30000000000000005")])
+def test_a_flipped_bit_is_found_where_the_number_stays_the_same(copied, old, new):
+    values = json.loads((copied.folder / "metrics.json").read_text())
+    del values["sha256"]
+    cache.seal(copied.folder, values | {"seconds_test": float(old)}, values.pop("files"))
+    study.read_run(copied.folder)
+    text = (copied.folder / "metrics.json").read_text()
+    assert text.count(old) == 1 and float(old) == float(new)
+    (copied.folder / "metrics.json").write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match="metrics.json: not of a complete run"):
+        study.read_run(copied.folder)
 
 
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "config.json", "detections.json", "detector.json"])

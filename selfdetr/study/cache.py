@@ -44,26 +44,24 @@ def file_sum(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": checksum(path)}
 
 
-def _values_sum(metrics: Mapping[str, Any]) -> str:
-    "SHA-256 of metrics, in any order."
-    return checksum(json.dumps(metrics, sort_keys=True).encode())
+def _sealed(values: Mapping[str, Any]) -> str:
+    "Values as JSON text, with their own SHA-256 at the end."
+    return json.dumps({**values, "sha256": checksum(json.dumps(values).encode())}, indent=1) + "\n"
 
 
 def seal(folder: Path, metrics: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> None:
     "Write `metrics.json` with the sums of other files and of its own values."
-    content = {**metrics, "files": files}
-    content["sha256"] = _values_sum(content)
-    write_whole(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
+    write_whole(folder / "metrics.json", _sealed({**metrics, "files": files}))
 
 # %% ../../nbs/62_cache.ipynb #dff236bd
 def _read_metrics(
     text: str,  # of a `metrics.json`
     where: str,  # the file, for messages
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:  # metrics; the sums of the other files
-    "What a run has measured. DataError where the values are not those that were written."
+    "What a run has measured. DataError where the text is not what was written."
     metrics = parse_json(text, where)
-    if not isinstance(metrics, dict) or metrics.pop("sha256", None) != _values_sum(metrics):
-        raise DataError(f"{where}: its values are not those that were written")
+    if not isinstance(metrics, dict) or not metrics.pop("sha256", None) or _sealed(metrics) != text:
+        raise DataError(f"{where}: its content is not what was written")
     if lacking := _METRICS - set(metrics):
         raise DataError(f"{where}: lacks {', '.join(sorted(lacking))}")
     return metrics, metrics.pop("files")
