@@ -55,7 +55,8 @@ def _check_tensors(path: Path, config: DesignConfig) -> None:
     with safe_open(path, "pt") as file:
         listed = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     try:
-        fits = config.encoder_layers + config.decoder_layers <= len(listed) and listed == _tensor_shapes(config)
+        layers = config.members * (config.encoder_layers + config.decoder_layers)
+        fits = layers <= len(listed) and listed == _tensor_shapes(config)
     except RuntimeError:  # no tensor can be that large
         fits = False
     if not fits:

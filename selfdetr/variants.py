@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEP_ATTENTION', 'QUERY_ATTENTION', 'relative_positions', 'RelativeSelfAttention', 'MLPEncoder', 'DeformableDecoder',
-           'DesignConfig', 'as_design', 'VariantDETR']
+           'even_anchors', 'DesignConfig', 'as_design', 'VariantDETR']
 
 # %% ../nbs/12_variants.ipynb #0c635b64
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .attention import CrossAttention, QueryAttention, SelfAttention, drop, hide
 from .deformable import DeformableAttention, DeformableCrossAttention, DeformableSelfAttention
 from .model import ModelConfig, SelfDETR
 from .relational import RelationalQueryAttention
-from .transformer import MLP, Attention, Decoder, Encoder, stack_maps
+from .transformer import MLP, Attention, Decoder, Encoder, logit, stack_maps
 
 # %% ../nbs/12_variants.ipynb #e6882ec9
 def relative_positions(
@@ -90,6 +90,15 @@ class DeformableDecoder(Decoder):
     def centre_sine(self, sine: Tensor, content: Tensor, width: Tensor, first: bool) -> Tensor:
         return sine
 
+# %% ../nbs/12_variants.ipynb #5a9e8f61
+def even_anchors(
+    queries: int,
+    width: float,  # share of the window
+) -> Tensor:  # (queries, 2) centre and width
+    "Anchors of one width whose centres are evenly spread over the window."
+    centre = (torch.arange(queries) + 0.5) / queries
+    return torch.stack([centre, torch.full_like(centre, width)], -1)
+
 # %% ../nbs/12_variants.ipynb #82a6cc45
 STEP_ATTENTION: dict[str, Attention | None] = {
     "standard": SelfAttention,
@@ -112,11 +121,19 @@ class DesignConfig(ModelConfig):
     decoder_self_attention: Literal["standard", "relational", "none"] = "standard"
     cross_attention: Literal["standard", "deformable"] = "standard"  # of the decoder
     denoising: int = 0  # denoising queries of a window in training; above 0 the model is a DINO
+    members: int = 1  # models that detect together; above 1 the model is an Ensemble
+    anchor_width: float = 0.0  # that anchors start with, a share of the window, centres evenly spread; 0: both are drawn
 
     def __post_init__(self):
         super().__post_init__()
         if self.denoising < 0:
             raise ValueError(f"DesignConfig.denoising is {self.denoising}; denoising must be >= 0")
+        if self.members < 1 or not 0 <= self.anchor_width < 1:
+            raise ValueError(f"DesignConfig: members is {self.members}, anchor_width {self.anchor_width}; "
+                             "members must be >= 1, and anchor_width in [0, 1)")
+        if self.denoising and (self.members > 1 or self.anchor_width):
+            raise ValueError("DesignConfig: denoising is above 0, so anchors are proposals and the model is one; "
+                             "leave members at 1 and anchor_width at 0")
         if not self.encoder_layers and self.encoder_attention not in ("standard", "none"):
             raise ValueError(
                 f"DesignConfig.encoder_layers is 0, so nothing can be {self.encoder_attention!r}; "
@@ -127,7 +144,7 @@ class DesignConfig(ModelConfig):
     def plain(self) -> bool:
         "Whether this describes a `SelfDETR`."
         kinds = {self.encoder_attention, self.decoder_self_attention, self.cross_attention}
-        return kinds == {"standard"} and not self.denoising
+        return kinds == {"standard"} and not self.denoising and not self.anchor_width and self.members == 1
 
 # %% ../nbs/12_variants.ipynb #a686b414
 def as_design(config: ModelConfig) -> DesignConfig:
@@ -142,6 +159,9 @@ class VariantDETR(SelfDETR):
 
     def __init__(self, config: ModelConfig):
         super().__init__(as_design(config))
+        if self.config.anchor_width:
+            with torch.no_grad():
+                self.anchors.copy_(logit(even_anchors(self.config.queries, self.config.anchor_width)))
 
     def build_encoder(self) -> nn.Module:
         c = self.config

@@ -29,7 +29,7 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["self-detr", "rtd", "tadtr", "react", "dino"])
+@pytest.mark.parametrize("name", ["self-detr", "rtd", "tadtr", "react", "dino", "recommended"])
 def test_a_saved_design_comes_back(tmp_path, name):
     model = make_model(preset(name, **SIZES)).eval()
     loaded = load_model(save_model(model, tmp_path))
@@ -64,6 +64,7 @@ def only_on_meta(config, make_model=make_model):
     ("dim", 10**12), ("dim", 32), ("channels", 10**9), ("hidden", 10**9), ("queries", 10**9), ("classes", 10**9),
     ("decoder_layers", 10**9), ("encoder_layers", 10**9), ("encoder_layers", 0), ("dim", "8"), ("dim", 8.5),
     ("heads", True), ("dropout", 1e999), ("maps", ["before"]), ("denoising", 10**12), ("norm_groups", 0),
+    ("members", 10**9), ("members", 2),
     ("width", 1)])  # fmt: skip
 def test_a_model_is_made_only_in_the_size_of_its_weights(folder, monkeypatch, key, value):
     path = folder / "config.json"
