@@ -23,13 +23,19 @@ def inner_split(
     dataset: Dataset,
     share: float = 0.2,  # of the training recordings
 ) -> Dataset:
-    "The training recordings alone, of which a share, the last by name, is the test split. DataError with fewer than 2."
+    """The training recordings alone, of which a share, the last by name, is the test split, judged without a protocol.
+
+    DataError with fewer than two training recordings and with class scores of videos, ValueError for another share.
+    """
     names = sorted(video.name for video in dataset.split("train"))
-    if len(names) < 2 or dataset.video_scores is not None:
-        problem = f"{len(names)} training videos" if len(names) < 2 else "video_scores"
-        raise DataError(f"{dataset.folder}: a data set with {problem} cannot be split further; give two or more, "
-                        "without class scores of whole videos")
-    held = set(names[-max(1, round(share * len(names))):])
+    if not 0 < share < 1:
+        raise ValueError(f"share is {share}; it must be above 0 and below 1")
+    if len(names) < 2:
+        raise DataError(f"{dataset.folder}: an inner split needs two training videos or more, and there is {len(names)}")
+    if dataset.video_scores is not None:
+        raise DataError(f"{dataset.folder}: its video_scores are of other videos than an inner split tests on; "
+                        "remove video_scores from dataset.json")
+    held = set(names[-min(max(1, round(share * len(names))), len(names) - 1):])
     videos = tuple(replace(video, split="test" if video.name in held else "train")
                    for video in dataset.videos if video.split == "train")
     return Dataset(dataset.folder, dataset.classes, videos, dataset.channels, dataset.array, dataset.report,
@@ -62,11 +68,11 @@ def choose_length(dataset: Dataset) -> Choice:
 # %% ../nbs/39_settings.ipynb #fcef848c
 def choose_queries(
     dataset: Dataset,
-    length: int,  # of a window, in steps
+    windows: WindowConfig,
 ) -> Choice:
     "The number of queries."
-    windows = training_windows(dataset, length, keep=WindowConfig.keep)
-    most = max((len(target["labels"]) for target in windows.targets), default=0)
+    grid = training_windows(dataset, windows.length, windows.overlap, windows.keep)
+    most = max((len(target["labels"]) for target in grid.targets), default=0)
     return Choice("model.queries", max(40, 2 * most), f"a training window has up to {most} instances")
 
 # %% ../nbs/39_settings.ipynb #d620aed0
@@ -100,5 +106,5 @@ def choose_settings(
     if "windows.length" not in given:
         choices.append(choose_length(dataset))
         windows = replace(windows, length=choices[0].value)
-    choices += [choose_queries(dataset, windows.length), choose_epochs(dataset, windows, train.batch)]
+    choices += [choose_queries(dataset, windows), choose_epochs(dataset, windows, train.batch)]
     return [choice for choice in choices if choice.name not in given]

@@ -14,6 +14,7 @@ from test_data_dataset import SPOILED
 from selfdetr import data
 from selfdetr.check.folder import _round_to_steps, check_folder
 from selfdetr.data import DataError, TimeGrid, files, load_dataset
+from selfdetr.settings import choose_length
 
 
 UNSEEN = {"class without train instances", "class without test instances"}  # of the few videos of the tiny data set
@@ -193,7 +194,8 @@ def test_the_layout_of_thumos14(tmp_path, turned):
     assert findings.facts["channels"] == "2048" and findings.facts["stride"] == "4"
     loaded = load_dataset(folder, **options, in_memory=False)
     assert (len(loaded.split("train")), len(loaded.split("test")), loaded.channels) == (3, 2, 2048)
-    assert findings.facts["train windows"].startswith(f"{len(data.training_windows(loaded))},")
+    windows = data.training_windows(loaded, choose_length(loaded).value)
+    assert findings.facts["train windows"].startswith(f"{len(windows)},")
     assert loaded.features(HANDFUL[0]).shape[0] == loaded.by_name[HANDFUL[0]].steps
     wrong = check_folder(folder, **options | {"channels_first": not turned})
     assert '"channels_first": ' + json.dumps(turned) in of(wrong, "channels first").fix

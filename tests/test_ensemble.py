@@ -68,7 +68,7 @@ def test_an_ensemble_detects_what_its_members_detect(tiny):
     every = InferenceConfig(nms="none", most=10**6, min_score=0.0)
     windows = WindowConfig(length=32, test_overlap=0.5)
     raw = [detect_dataset(member, tiny, every, windows) for member in ensemble.members]
-    columns = ["video", "start", "end", "label"]
+    columns = ["video", "start", "end", "label", "score"]
     found, expected = (frame.sort_values(columns, ignore_index=True) for frame in
                        (detect_dataset(ensemble, tiny, every, windows), pd.concat(raw)))
     assert_frame_equal(found, expected, atol=1e-5)
@@ -86,7 +86,8 @@ def test_a_resumed_ensemble_ends_in_the_same_bits(windows, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(halves, windows, objective, CONFIG, state=State(tmp_path / "s", save_seconds=0), progress=False, on_epoch=stop)
+        train(halves, windows, objective, CONFIG, state=State(tmp_path / "s", save_seconds=0),
+              progress=False, on_epoch=stop)
     halves = new_ensemble()
     train(halves, windows, objective, CONFIG, state=State(tmp_path / "s"), progress=False)
     for name, value in whole.state_dict().items():

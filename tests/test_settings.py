@@ -60,9 +60,9 @@ def test_a_fifth_is_held_out_the_last_by_name_in_any_order_of_the_videos(count, 
 
 
 def test_what_cannot_be_split_is_one_line(tiny):
-    assert "with 1 training videos cannot be split further" in refused(lambda: inner_split(made((50, []))))
+    assert "needs two training videos or more, and there is 1" in refused(lambda: inner_split(made((50, []))))
     tiny.video_scores = Path("scores.json")
-    assert "with video_scores cannot be split further" in refused(lambda: inner_split(tiny))
+    assert "remove video_scores from dataset.json" in refused(lambda: inner_split(tiny))
 
 
 def test_the_inner_split_of_a_fold_leaves_what_the_fold_tests_on_out(folds_folder):

@@ -28,6 +28,7 @@ from ..data.timegrid import TimeGrid
 from ..data.windows import WindowConfig, Windows, test_windows, training_windows
 from ..protocols import PROTOCOLS
 from ..segments import elementwise_iou
+from ..settings import choose_length
 
 # %% ../../nbs/48_check_folder.ipynb #f06a7e4d
 def _spread(values: Sequence[float] | np.ndarray, unit: str = "") -> str:
@@ -186,7 +187,7 @@ def _check_labels(
 def check_folder(
     folder: str | Path,  # of a data set
     *,
-    window: int = 128,  # steps
+    window: int | None = None,  # steps; None: as `choose_length` would have it
     overlap: float = 0.75,  # of training windows
     keep: float = 0.75,  # smallest share of an instance inside a window
     release: str | None = None,  # "thumos14", "activitynet13" or "framewise": what the folder does not say itself
@@ -200,7 +201,7 @@ def check_folder(
 
     `DataError` where there is no such folder or release, or no such option; ValueError for windows that cannot be cut.
     """
-    folder, cut = Path(folder), WindowConfig(window, overlap, keep=keep)
+    folder, cut = Path(folder), WindowConfig(WindowConfig.length if window is None else window, overlap, keep=keep)
     findings = Findings(folder)
     settings = all_settings(folder, release, findings.take, **options)
     files, resize = feature_files(folder, settings), settings.resize
@@ -219,6 +220,8 @@ def check_folder(
         sizes = {name: (resize or each.steps, each.channels) for name, each in recordings.items()}
         placed = place_videos(videos, grids, sizes, {})
         dataset = Dataset(folder, annotations.classes, placed, next(iter(sizes.values()))[1], None)
+        if window is None and any(len(video.segments) for video in dataset.split("train")):
+            cut = replace(cut, length=choose_length(dataset).value)
         _check_windows(dataset, cut, findings)
         if len(instances := _instance_table(dataset)):
             _check_resolution(instances, findings)

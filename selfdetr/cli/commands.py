@@ -305,7 +305,7 @@ def _add_check(parser: Parser) -> None:
     above_0, steps, share = number(above=0), number(int, least=1, most=MOST_STEPS), number(above=0, most=1)
     parser.epilog = "exit status: 0 a training can start, perhaps with warnings; 2 it cannot, or nothing can be read"
     parser.add_argument("folder", help="holds annotations.json, features/ and perhaps dataset.json")
-    parser.add_argument("--window", type=steps, default=128, help="steps of a window (128)")
+    parser.add_argument("--window", type=steps, help="steps of a window (as train chooses it)")
     parser.add_argument("--overlap", type=number(least=0, below=1), default=0.75, help="of training windows (0.75)")
     parser.add_argument("--keep", type=share, default=0.75, help="share of an instance that must be in a window (0.75)")
     parser.add_argument("--release", choices=list(RELEASES), help="what the folder does not say itself")

@@ -150,8 +150,8 @@ def label_entry(
 def _rate_of(fps: float | None, folder: Path) -> float:
     "The frame rate. `DataError` where there is none, and for one that is none."
     if fps is None:
-        raise DataError(f"{folder}: frame-wise labels have no frame rate; write \"fps\" in dataset.json, "
-                        "or give it, such as fps=15 (--fps 15)")
+        raise DataError(f"{folder}: frame-wise labels have no frame rate; write it into dataset.json there, "
+                        "such as {\"fps\": 15}, or give fps=15")
     try:
         return TimeGrid(fps).fps
     except DataError as error:
