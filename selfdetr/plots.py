@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRUTH_COLOUR', 'PART_TITLES', 'method_colours', 'method_line', 'plot_map', 'plot_maps', 'plot_diversity',
-           'plot_timeline', 'plot_losses', 'plot_table', 'save_picture']
+           'plot_timeline', 'plot_losses', 'plot_table', 'plot_forest', 'save_picture']
 
 # %% ../nbs/44_plots.ipynb #36c4b0e1
 import os
@@ -388,6 +388,41 @@ def plot_table(
         for ax in grid:
             ax.label_outer()
     return grid
+
+# %% ../nbs/44_plots.ipynb #03fbd3a6
+def _diamond(ax: Axes, y: float, mean: float, low: float, high: float, colour: str) -> None:
+    """A pooled effect: as wide as its interval."""
+    ax.fill([low, mean, high, mean], [y, y - 0.3, y, y + 0.3], color=colour, zorder=3)
+
+
+def plot_forest(
+    effects: pd.DataFrame,  # a line for each data set; columns mean, low, high
+    pooled: pd.DataFrame | None = None,  # what several of them say together; the same columns
+    paper: float | None = None,  # the effect that the paper reports
+    smallest: float | None = None,  # effect of interest
+    title: str = "",
+    unit: str = "points of average mAP",
+    ax: Axes | None = None,
+) -> Axes:
+    """An effect on each data set, what they say together, zero, and the paper's effect."""
+    pooled = effects.iloc[:0] if pooled is None else pooled
+    names = [*effects.index, *pooled.index]
+    ax = ax or _axes(None, 1, 1, (5, 1.1 + 0.32 * len(names)))[0, 0]
+    if smallest is not None:
+        ax.axvspan(-smallest, smallest, color="#EEEEEE", zorder=0)
+    ax.axvline(0, color="#666666", linestyle="--", linewidth=1)
+    if paper is not None:
+        ax.axvline(paper, color="black", linestyle=":", linewidth=2, label="the paper")
+        ax.legend(fontsize="small", loc="best")
+    for y, (mean, low, high) in enumerate(effects[["mean", "low", "high"]].to_numpy(dtype=float)):
+        ax.plot([low, high], [y, y], color="#0072B2", linewidth=1.8)
+        ax.plot([mean], [y], "s", color="#0072B2", markersize=6)
+    for y, (mean, low, high) in enumerate(pooled[["mean", "low", "high"]].to_numpy(dtype=float), len(effects)):
+        _diamond(ax, y, mean, low, high, "black")
+    ax.set(yticks=range(len(names)), yticklabels=map(drawn, names), ylim=(len(names) - 0.5, -0.6), xlabel=unit)
+    ax.set_title(drawn(title), fontsize="medium")
+    use_fallbacks(ax)
+    return ax
 
 # %% ../nbs/44_plots.ipynb #a7e4f780
 def save_picture(

@@ -31,7 +31,7 @@ def inner_split(
     if not 0 < share < 1:
         raise ValueError(f"share is {share}; it must be above 0 and below 1")
     if len(names) < 2:
-        raise DataError(f"{dataset.folder}: an inner split needs two training videos or more, and there is {len(names)}")
+        raise DataError(f"{dataset.folder}: an inner split needs two training videos or more; there is {len(names)}")
     if dataset.video_scores is not None:
         raise DataError(f"{dataset.folder}: its video_scores are of other videos than an inner split tests on; "
                         "remove video_scores from dataset.json")

@@ -122,7 +122,7 @@ class DesignConfig(ModelConfig):
     cross_attention: Literal["standard", "deformable"] = "standard"  # of the decoder
     denoising: int = 0  # denoising queries of a window in training; above 0 the model is a DINO
     members: int = 1  # models that detect together; above 1 the model is an Ensemble
-    anchor_width: float = 0.0  # that anchors start with, a share of the window, centres evenly spread; 0: both are drawn
+    anchor_width: float = 0.0  # that anchors start with, a share of the window, their centres spread; 0: both are drawn
 
     def __post_init__(self):
         super().__post_init__()

@@ -106,7 +106,8 @@ CONTENTS = {
         "diversity": [{"part": "decoder", "layer": 1, "diversity": 0.5}]},
     "here/table9.json": {
         "table": "table9", "title": "A table.", "dataset": "x", "profile": "quick", "seeds": [0, 1], "source": "0123",
-        "claims": [{"text": "a is more than b", "verdict": "reproduced", "evidence": "+1.0"}],
+        "claims": [{"text": "a is more than b", "whose": "paper", "verdict": "open", "evidence": "+1.0", "mean": 1.0,
+                    "error": 0.5, "n": 2, "unit": "mAP", "paper": None, "margin": None}],
         "rows": [{"name": "base", "mAP": {"0.5": [1.0, 2.0]}, "average": [1.0, 2.0]}]},
 }  # fmt: skip
 TABLE = "video,start,end,label,subset,duration\n"
@@ -619,7 +620,8 @@ CASES = {  # file -> its reader, a word of the refusal, and keys with wrong valu
         "epochs": ["2", 3], "average": [None], "seconds_train": [{}], "source": [1], "mAP": [3, {}, {"0.5": "x"}],
         "test_instances": [None], "protocol": [None], "diversity": [[3], [{"part": "decoder"}]]}),
     "here/table9.json": (write_claims, "table9.json", {
-        "claims": [{}, [3], [{"text": 3}]], "title": [None], "rows": [1], "seeds": ["ab"]}),
+        "claims": [{}, [3], [{"text": 3}]], "claims 0 n": ["5", None], "claims 0 error": ["0"],
+        "claims 0 whose": ["me"], "claims 0 mean": [None, 10**400], "title": [None], "rows": [1], "seeds": ["ab"]}),
 }  # fmt: skip
 
 

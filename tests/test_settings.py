@@ -60,7 +60,7 @@ def test_a_fifth_is_held_out_the_last_by_name_in_any_order_of_the_videos(count, 
 
 
 def test_what_cannot_be_split_is_one_line(tiny):
-    assert "needs two training videos or more, and there is 1" in refused(lambda: inner_split(made((50, []))))
+    assert "needs two training videos or more; there is 1" in refused(lambda: inner_split(made((50, []))))
     tiny.video_scores = Path("scores.json")
     assert "remove video_scores from dataset.json" in refused(lambda: inner_split(tiny))
 

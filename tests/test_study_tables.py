@@ -140,8 +140,9 @@ def test_differences_and_verdicts_are_the_paired_t_test(tiny_folder, pairs):
     assert delta["mean"] == pytest.approx(np.mean(ours) - np.mean(base), abs=1e-9)
     assert (delta["low"], delta["high"]) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
     assume(abs(expected.pvalue - 0.05) > 1e-6)
-    clear = "reproduced" if expected.statistic > 0 else "not reproduced"
-    assert content["claims"][0]["verdict"] == (clear if expected.pvalue < 0.05 else "inconclusive")
+    clear = "confirmed" if expected.statistic > 0 else "contradicted"
+    unclear = "within 1.5 of nothing" if max(-low, high) <= 1.5 else "open"
+    assert content["claims"][0]["verdict"] == (clear if expected.pvalue < 0.05 else unclear)
     assert content["rows"][0]["delta"] is None and content["rows"][1]["average"] == ours
 
 
@@ -163,12 +164,13 @@ def test_table_files_hold_to_their_contract(tiny_folder, tmp_path):
         assert {k: row[k] for k in asked} == asked and len(row["average"]) == 3
         assert row["mAP"] == {"0.5": [v + 1 for v in row["average"]], "0.7": [v - 1 for v in row["average"]]}
     assert content["rows"][0]["delta"] is None and set(content["rows"][1]["delta"]) == {"mean", "low", "high"}
-    assert [set(c) for c in content["claims"]] == [{"text", "verdict", "evidence"}]
-    assert content["claims"][0]["verdict"] == "reproduced"  # +4, +3.5, +5
+    keys = {"text", "whose", "verdict", "evidence", "mean", "error", "n", "unit", "paper", "margin"}
+    assert [set(c) for c in content["claims"]] == [keys]
+    assert content["claims"][0]["verdict"] == "confirmed"  # +4, +3.5, +5
     csv = pd.read_csv(tmp_path / "results" / "table9.csv", index_col=0)
     markdown = (tmp_path / "results" / "table9.md").read_text()
     assert list(csv.index) == ["baseline", "both"] and all(r["name"] in markdown for r in rows)
-    assert "reproduced" in markdown and "4, 7, 9" in markdown and "+4.2" in markdown
+    assert "confirmed" in markdown and "4, 7, 9" in markdown and "+4.2" in markdown
     assert (tmp_path / "results" / "table9.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -177,7 +179,7 @@ def test_one_seed_gives_a_table_without_interval_and_verdict(tiny_folder, tmp_pa
     table.save(tmp_path)
     content = json.loads((tmp_path / "table9.json").read_text())
     assert content["rows"][1]["delta"] == {"mean": 10.0, "low": None, "high": None}
-    assert content["claims"][0]["verdict"] == "inconclusive"
+    assert content["claims"][0]["verdict"] == "open"
     assert "nan" not in (tmp_path / "table9.md").read_text().lower()
 
 
@@ -222,9 +224,10 @@ def test_all_claims_of_all_data_sets_are_on_the_page(tiny_folder, tmp_path):
     for table in (better, worse):
         table.save(tmp_path / f"{table.content['dataset']}-smoke")
     page = study.write_claims(tmp_path).read_text()
-    assert "1 reproduced" in page and "1 not reproduced" in page
+    assert "2 claims of the paper" in page and "1 contradicted, 1 confirmed" in page
     page = re.sub(" +", " ", page)
-    assert "| better | tiny, smoke |" in page and "| better | other, smoke |" in page
+    assert "| better | paper | tiny, smoke |" in page and "| better | paper | other, smoke |" in page
+    assert (tmp_path / "claims_table9_smoke.png").is_file()
     assert "changed since other-smoke was computed" in page
     (tmp_path / "tiny-smoke" / "table9.json").write_text('{"table": ')
     before = (tmp_path / "claims.md").read_bytes()
@@ -250,7 +253,7 @@ def test_a_table_of_folds_pairs_by_fold_and_seed_and_reports_each_fold(folds_fol
     expected = ttest_rel(means[1], means[0])
     between = expected.confidence_interval(0.95)
     assert list(ours["delta"].values()) == pytest.approx([3.0, *between])
-    assert content["claims"][0]["verdict"] == ("reproduced" if expected.pvalue < 0.05 else "inconclusive")
+    assert content["claims"][0]["verdict"] == ("confirmed" if expected.pvalue < 0.05 else "open")
     assert table.averages.index.name == "fold" and table.averages["row 1"].tolist() == means[1].tolist()
     assert list(table.frame.n) == ["3 folds x 2 seeds"] * 2
     assert table.per_fold.loc["row 1"].tolist() == ["23.5 (+2.5)", "34.5 (+2.5)", "54.5 (+4.0)"]

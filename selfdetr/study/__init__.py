@@ -23,8 +23,10 @@ def __getattr__(name: str) -> Any:
         from .. import report as home
     elif name == "verdict":
         from . import statistics as home
-    elif name in ("Table", "read_table", "table", "write_claims"):
+    elif name in ("Table", "read_table", "table"):
         from . import tables as home
+    elif name == "write_claims":
+        from . import evidence as home
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(home, name)
