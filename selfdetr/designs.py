@@ -101,9 +101,9 @@ class Objective:
         more = {"targets": batch.targets} if noised else {}
         output = model(batch.features, batch.mask, maps=self.feedback is not None, **more)
         each = [self.terms(own, batch.targets) for own in split_members(output, as_design(model.config).members)]
-        if len(each) == 1:
-            return each[0]
-        return {name: torch.stack([own[name] for own in each]).mean(0) for name in each[0]}
+        return each[0] if len(each) == 1 else {
+            name: torch.stack([own[name] for own in each]).mean(0) for name in each[0]
+        }
 
     def terms(self, output: Output, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         "The terms of one model."
