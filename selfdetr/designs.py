@@ -114,8 +114,14 @@ class Objective:
             guided = self.feedback.guidance != "diversity"
             return terms | (feedback_loss(output, self.feedback) if guided else diversity_loss(output))
 
-    def total(self, terms: dict[str, Tensor]) -> Tensor:  # scalar
+    def total(
+        self,
+        terms: dict[str, Tensor],
+        progress: float = 1.0,  # share of the training that is over
+    ) -> Tensor:  # scalar
         "Weighted sum of all terms; a term without weight or a weight without term is a KeyError."
+        if self.feedback is not None and progress < self.feedback.start:
+            terms = terms | {name: 0 * value for name, value in terms.items() if name.startswith("feedback")}
         return self.criterion.total(terms)
 
     def counted(self, name: str) -> Literal["instances", "steps", "windows"]:

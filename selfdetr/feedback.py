@@ -117,15 +117,32 @@ class FeedbackConfig:
     decoder: DecoderChoice = "layer"  # which decoder maps are guided
     kl: FirstArgument = "guidance"  # first argument of the divergence: the code's choice, or the paper's
     layers: Literal["mean", "sum"] = "mean"  # what becomes of the decoder layers: the code's choice, or that of Eq. 6
-    guidance: Literal["cross", "identity", "other", "diversity"] = "cross"  # the method, or a row of Table 5
+    guidance: Literal["cross", "identity", "other", "shuffled", "diversity"] = "cross"  # the method, or a control
+    start: float = 0.0  # share of the training before the feedback has weight
 
     def __post_init__(self):
         check_choices(self)
+        if not 0 <= self.start < 1:
+            raise ValueError(f"FeedbackConfig.start is {self.start}; it must be in [0, 1)")
 
 
 def _guided_by(config: FeedbackConfig, guidance: Tensor) -> Tensor:  # of the same shape
     "The guidance, or the identity in its place."
     return torch.eye(guidance.shape[-1], device=guidance.device) if config.guidance == "identity" else guidance
+
+
+def _cross_maps(output: Output, config: FeedbackConfig) -> Tensor:  # (layers, batch, queries, steps)
+    "The cross-attention that the guidance is made from: the window's own, or that of another."
+    if config.guidance not in ("other", "shuffled"):
+        return output.cross_maps
+    if output.cross_maps.shape[1] < 2:
+        raise ValueError(f"guidance {config.guidance!r} takes that of another window, and a batch has only one: "
+                         "larger batches")
+    cross = output.cross_maps.roll(1, 1)
+    if config.guidance == "shuffled":
+        queries, steps = (torch.randperm(n, device=cross.device) for n in cross.shape[2:])
+        cross = cross[:, :, queries][..., steps]
+    return cross
 
 
 def feedback_loss(
@@ -138,10 +155,7 @@ def feedback_loss(
     """
     if config.guidance == "diversity":
         raise ValueError("guidance 'diversity' is not a guidance but a loss: call selfdetr.diversity.diversity_loss")
-    if config.guidance == "other" and output.cross_maps.shape[1] < 2:
-        raise ValueError("guidance 'other' takes that of another window, and a batch has only one: larger batches")
-    terms = {}
-    cross = output.cross_maps.roll(1, 1) if config.guidance == "other" else output.cross_maps
+    terms, cross = {}, _cross_maps(output, config)
     if len(output.encoder_maps):
         aggregated = aggregate_encoder(output.encoder_maps, config.encoder, output.mask)
         guidance = _guided_by(config, encoder_guidance(cross, output.mask))

@@ -165,6 +165,7 @@ def train_step(
     objective: Objective,
     batch: Batch,  # of this process
     clip: float,
+    progress: float = 1.0,  # share of the training that is over
 ) -> StepValues:  # the unweighted terms, "total" and the norm of the gradient before clipping
     "Forward, match, losses, feedback, backward, clip, update; FloatingPointError when a term is not finite."
     on_gpu = fabric.device.type == "cuda"
@@ -172,7 +173,7 @@ def train_step(
         torch.compiler.cudagraph_mark_step_begin()
     optimizer.zero_grad()
     terms = terms_of_whole_batch(objective(model, batch), batch, objective.counted)
-    total = objective.total(terms)
+    total = objective.total(terms, progress)
     fabric.backward(total)
     norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip)
     numbers = torch.stack([x.detach() for x in (*terms.values(), total, norm)])
@@ -238,11 +239,12 @@ def train_epoch(
     model.train()
     own = [indices[fabric.global_rank :: fabric.world_size] for indices in order]
     for step, batch in enumerate(batches(windows, own, fabric.device, table)):
+        now = epoch + step / len(order)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, epoch + step / len(order))
+            group["lr"] = learning_rate(config, now)
         try:
             with _naming(windows, epoch, step, order[step]):
-                values = train_step(fabric, model, optimizer, objective, batch, config.clip)
+                values = train_step(fabric, model, optimizer, objective, batch, config.clip, now / config.epochs)
         finally:
             if waiting:
                 read()

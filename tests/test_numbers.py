@@ -22,6 +22,7 @@ CASES = {"quick": (QUICK, {})} | {name: (SMALL, overrides) for name, overrides i
 CASES["dino"] = (SMALL, PRESETS["dino"] | {"model.denoising": 8})
 FEEDBACK = {"loss.feedback_encoder": 5.0, "loss.feedback_decoder": 5.0}
 CASES["react, feedback"] = (SMALL, PRESETS["react"] | FEEDBACK)
+CASES["quality"] = (SMALL, PRESETS["tadtr"] | {"loss.quality": True})
 CASES["relative"] = (SMALL, {"model.encoder_attention": "relative"})
 
 

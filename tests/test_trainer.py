@@ -228,3 +228,23 @@ def test_features_too_large_for_the_arithmetic_name_their_batch(windows, name):
     windows.dataset.array[:-1] = 3.3e38
     with pytest.raises(FloatingPointError, match="The batch: "):
         fit(make_model(preset(name, **SIZES)), windows, loss=LossConfig(feedback_encoder=0, feedback_decoder=0))
+
+
+def test_feedback_that_starts_late_leaves_the_first_part_of_training_as_without(windows):
+    "The first two of three epochs have no weight of the feedback; the last one has."
+    def weights_after(epochs, **feedback):
+        model = new_model(dropout=0.0)
+        loss = LossConfig() if feedback else LossConfig(feedback_encoder=0, feedback_decoder=0)
+        config = replace(CONFIG, epochs=3)
+        kept = {}
+        objective = make_objective(model, loss, FeedbackConfig(**feedback))
+
+        def keep(epoch):
+            kept[epoch] = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+        train(model, windows, objective, config, progress=False, on_epoch=keep)
+        return kept[epochs]
+
+    for epoch, same in ((2, True), (3, False)):
+        late, without = weights_after(epoch, start=0.6), weights_after(epoch)
+        assert torch.equal(late, without) == same

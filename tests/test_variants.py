@@ -198,9 +198,9 @@ def test_a_design_trains_and_shows_its_maps(name):
     still = [name for (name, p), old in zip(models[0].named_parameters(), before) if torch.equal(p, old)]
     assert not still
     output = models[1].eval()(torch.randn(2, 16, 8))
-    encoder = 0 if config.encoder_attention in ("mlp", "none") else 2
-    assert output.encoder_maps.shape == (encoder, 2, 16, 16) and output.decoder_maps.shape == (3, 2, 6, 6)
-    assert output.cross_maps.shape == (3, 2, 6, 16)
+    encoder, decoder = (0 if config.encoder_attention in ("mlp", "none") else 2 * config.members), 3 * config.members
+    assert output.encoder_maps.shape == (encoder, 2, 16, 16) and output.decoder_maps.shape == (decoder, 2, 6, 6)
+    assert output.cross_maps.shape == (decoder, 2, 6, 16) and output.logits.shape[2] == 6 * config.members
     for maps in (output.encoder_maps, output.decoder_maps, output.cross_maps):
         assert (maps >= 0).all() and (maps.sum(-1) <= 1 + 1e-5).all()
 

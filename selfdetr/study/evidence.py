@@ -37,6 +37,9 @@ def _corrected(claims: pd.DataFrame) -> list[str]:
     return [text.partition(" ")[2] for text in shown]  # the ends alone
 
 
+_TABLES = ("table*", "controls", "sensitivity", "recommended*")
+
+
 def gather_claims(results: str | Path = "results") -> pd.DataFrame:
     """Every claim of every table below a folder, with the fields of `Claim`; `mean` is called `mean_`.
 
@@ -44,7 +47,7 @@ def gather_claims(results: str | Path = "results") -> pd.DataFrame:
     DataError for a file that is no table.
     """
     results, source, rows = Path(results), source_hash(), []
-    for path in sorted(results.glob("*/table*.json")) + sorted(results.glob("*/[rs]e*.json")):
+    for path in (path for pattern in _TABLES for path in sorted(results.glob(f"*/{pattern}.json"))):
         table = read_table(path)
         about = {name: table[name] for name in ("table", "title", "dataset", "profile")}
         rows += [about | {"old": table["source"] != source} | asdict(claim) for claim in table["claims"]]
