@@ -120,7 +120,7 @@ class SelfDETR(nn.Module):
         self.config = c = config or ModelConfig()
         if type(self) is SelfDETR and not c.plain:
             raise ValueError("the configuration is of another design: call selfdetr.designs.make_model(config)")
-        self.input_projection = InputProjection(c.channels, c.dim, c.norm_groups)
+        self.input_projection: nn.Module = InputProjection(c.channels, c.dim, c.norm_groups)
         self.encoder, self.decoder = self.build_encoder(), self.build_decoder()
         self.class_head = nn.Linear(c.dim, c.classes)
         self.anchors = nn.Parameter(torch.randn(c.queries, 2))  # logits of (centre, width)

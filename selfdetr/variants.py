@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEP_ATTENTION', 'QUERY_ATTENTION', 'relative_positions', 'RelativeSelfAttention', 'MLPEncoder', 'DeformableDecoder',
-           'even_anchors', 'DesignConfig', 'as_design', 'VariantDETR']
+           'ConvolutionalProjection', 'even_anchors', 'DesignConfig', 'as_design', 'VariantDETR']
 
 # %% ../nbs/12_variants.ipynb #0c635b64
 from dataclasses import dataclass
@@ -90,6 +90,20 @@ class DeformableDecoder(Decoder):
     def centre_sine(self, sine: Tensor, content: Tensor, width: Tensor, first: bool) -> Tensor:
         return sine
 
+# %% ../nbs/12_variants.ipynb #1638785e
+class ConvolutionalProjection(nn.Module):
+    "Two convolutions over time to the model's width, each followed by a group norm over the window."
+
+    def __init__(self, channels: int, dim: int, groups: int, steps: int = 3):
+        super().__init__()
+        self.first = nn.Conv1d(channels, dim, steps, padding=steps // 2)
+        self.second = nn.Conv1d(dim, dim, steps, padding=steps // 2)
+        self.first_norm, self.second_norm = nn.GroupNorm(groups, dim), nn.GroupNorm(groups, dim)
+
+    def forward(self, features: Tensor) -> Tensor:  # (batch, steps, channels) -> (batch, steps, dim)
+        hidden = self.first_norm(self.first(features.mT)).relu()
+        return self.second_norm(self.second(hidden)).mT
+
 # %% ../nbs/12_variants.ipynb #5a9e8f61
 def even_anchors(
     queries: int,
@@ -120,6 +134,7 @@ class DesignConfig(ModelConfig):
     encoder_attention: Literal["standard", "relative", "mlp", "deformable", "none"] = "standard"
     decoder_self_attention: Literal["standard", "relational", "none"] = "standard"
     cross_attention: Literal["standard", "deformable"] = "standard"  # of the decoder
+    projection: Literal["linear", "convolutional"] = "linear"  # of the features
     denoising: int = 0  # denoising queries of a window in training; above 0 the model is a DINO
     members: int = 1  # models that detect together; above 1 the model is an Ensemble
     anchor_width: float = 0.0  # that anchors start with, a share of the window, their centres spread; 0: both are drawn
@@ -143,8 +158,9 @@ class DesignConfig(ModelConfig):
     @property
     def plain(self) -> bool:
         "Whether this describes a `SelfDETR`."
-        kinds = {self.encoder_attention, self.decoder_self_attention, self.cross_attention}
-        return kinds == {"standard"} and not self.denoising and not self.anchor_width and self.members == 1
+        kinds = (self.encoder_attention, self.decoder_self_attention, self.cross_attention, self.projection)
+        more = self.denoising or self.anchor_width or self.members > 1
+        return kinds == ("standard", "standard", "standard", "linear") and not more
 
 # %% ../nbs/12_variants.ipynb #a686b414
 def as_design(config: ModelConfig) -> DesignConfig:
@@ -159,9 +175,12 @@ class VariantDETR(SelfDETR):
 
     def __init__(self, config: ModelConfig):
         super().__init__(as_design(config))
-        if self.config.anchor_width:
+        c = self.config
+        if c.projection == "convolutional":
+            self.input_projection = ConvolutionalProjection(c.channels, c.dim, c.norm_groups)
+        if c.anchor_width:
             with torch.no_grad():
-                self.anchors.copy_(logit(even_anchors(self.config.queries, self.config.anchor_width)))
+                self.anchors.copy_(logit(even_anchors(c.queries, c.anchor_width)))
 
     def build_encoder(self) -> nn.Module:
         c = self.config

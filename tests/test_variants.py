@@ -27,6 +27,7 @@ FEEDBACK = {"loss.feedback_encoder": 5.0, "loss.feedback_decoder": 5.0}
 DESIGNS = PRESETS | {
     "dino": PRESETS["dino"] | {"model.denoising": 8},
     "tadtr + feedback": PRESETS["tadtr"] | FEEDBACK,
+    "convolutional": PRESETS["recommended"] | {"model.projection": "convolutional"},
     "react + feedback": PRESETS["react"] | FEEDBACK,
     "react + dino": PRESETS["react"] | {"model.denoising": 8},
     "encoder without attention": PRESETS["detr"] | {"model.encoder_attention": "none"},
