@@ -82,7 +82,7 @@ def _replacements(how: str, part: str, layers: int, output: Output | None) -> li
         made = list(decoder_guidance(output.cross_maps))
     return [partial(_in_all_heads, each) for each in made]
 
-
+# %% ../nbs/08_intervention.ipynb #17460051
 @contextmanager
 def _attending(attentions: list[Any], replacements: list[Replace]) -> Iterator[None]:
     "Let modules attend with other maps for a while."

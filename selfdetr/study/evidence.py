@@ -135,7 +135,7 @@ def _quotable(claims: pd.DataFrame, pooled: pd.DataFrame, most: int = 9) -> Iter
         paper = "" if pd.isna(single.paper.iloc[0]) else f" The paper has {single.paper.iloc[0]:+.1f}."
         yield f"- *{text}*: {said.replace(' together', ' data sets together')}.{paper}"
 
-
+# %% ../../nbs/66_evidence.ipynb #43494798
 def _claims_section(claims: pd.DataFrame, pooled: pd.DataFrame, picture: str | None) -> list[str]:
     "The claims of one table as Markdown."
     order = {text: i for i, text in enumerate(dict.fromkeys(claims.text))}
@@ -159,7 +159,7 @@ def _claims_section(claims: pd.DataFrame, pooled: pd.DataFrame, picture: str | N
     old = sorted({f"{row.dataset}-{row.profile}" for row in claims[claims.old].itertuples()})
     return text + ([f"The code has changed since {', '.join(old)} was computed.\n"] if old else [])
 
-
+# %% ../../nbs/66_evidence.ipynb #c44008fe
 def write_claims(results: str | Path = "results") -> Path:
     "Write `claims.md` and its pictures into the results' folder: every claim of every table found there."
     results, claims = Path(results), gather_claims(results)

@@ -69,7 +69,7 @@ class Claim:
     def effect(self) -> Effect:
         return Effect(self.mean, self.error, self.n)
 
-
+# %% ../../nbs/64_statistics.ipynb #305fe08b
 def _claimed_value(run: Run, of: str) -> float:
     "A claim's value: \"average\" mAP, or d(A) over the rows of \"encoder 1\" or of \"decoder\", its last layer."
     if of == "average":
@@ -97,7 +97,7 @@ def show_effect(
     mean, low, high = ("" if value is None else f"{value:+.{digits}f}" for value in map(effect.get, _ENDS))
     return f"{mean} [{low}, {high}]" if low else mean
 
-
+# %% ../../nbs/64_statistics.ipynb #415cb2b8
 def judge_claim(
     claim: Mapping[str, Any],
     by_row: Mapping[str, Sequence[Run]],  # row -> its runs, fold by fold
