@@ -111,7 +111,13 @@ def plot_claims(
         own, joint = claims[claims.text == text], pooled[pooled.text == text]
         paper = own.paper.iloc[0]
         plot_forest(_ends(own), _ends(joint), None if pd.isna(paper) else paper, SMALLEST, text, ax=ax)
-    for ax in grid.flat[len(texts):]:
+    used, rest = grid.flat[: len(texts)], grid.flat[len(texts):]
+    limits = np.array([ax.get_xlim() for ax in used])
+    for ax in used:  # one scale for all, and one legend
+        ax.set_xlim(limits[:, 0].min(), limits[:, 1].max())
+        if ax is not used[0] and ax.get_legend():
+            ax.get_legend().remove()
+    for ax in rest:
         ax.set_visible(False)
     return grid
 
