@@ -137,7 +137,7 @@ def _quotable(claims: pd.DataFrame, pooled: pd.DataFrame, most: int = 9) -> Iter
     for text in [text for name in order for text in dict.fromkeys(mAP[mAP.table == name].text)][:most]:
         joint, single = pooled[pooled.text == text].iloc[:1], own[own.text == text]
         rows = (joint if len(joint) else single).itertuples()
-        said = "; ".join(f"{_shown(row)} on {row.dataset} (**{row.verdict}**)" for row in rows)
+        said = "; ".join(f"{_shown(row)} on {row.dataset}, {row.profile} (**{row.verdict}**)" for row in rows)
         paper = "" if pd.isna(single.paper.iloc[0]) else f" The paper has {single.paper.iloc[0]:+.1f}."
         yield f"- *{text}*: {said.replace(' together', ' data sets together')}.{paper}"
 
