@@ -18,7 +18,7 @@ STUDY ?= table1 table1_trained table1_parts table2 table3 table4 table5 table6 t
 # Parallelism comes from worker processes, so each of them keeps to one thread.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help look reproduce study test kill fuzz docs export readme check clean
+.PHONY: help look reproduce study gpu test kill fuzz docs export readme check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -64,6 +64,11 @@ look: reproduce  ## a first look in minutes: the same with one seed, into result
 study: .venv/.ok  ## all tables and figures of the paper, and results/claims.md
 	@set -e; for table in $(STUDY); do $(MAKE) --no-print-directory reproduce TABLE=$$table SEEDS=$(SEEDS); done
 	@$(BIN)/python -c 'from selfdetr.study import write_claims; print(write_claims("$(OUT_DIR)").read_text())'
+
+MINUTES ?= 9.5
+
+gpu: .venv/.ok  ## on a GPU: its numbers against the CPU's, the benchmarks, Table 3 at the paper's size; stops after MINUTES
+	$(BIN)/python benchmarks/gpu.py --minutes $(MINUTES)
 
 test: .venv/.ok  ## run every notebook as a test, then pytest
 	$(BIN)/nbdev_test --n_workers 2

@@ -54,10 +54,11 @@ def options_of(doc: str, argv: list[str] | None, **more: Any) -> argparse.Namesp
     options = parser.parse_args(argv)
     if any(type(n) in (int, float) and n <= 0 for n in vars(options).values()):
         parser.error("numbers must be above 0")
+    if options.smoke:
+        tiny = dict(size="tiny", steps=2) | ({} if torch.cuda.is_available() else dict(device="cpu"))
+        vars(options).update({name: value for name, value in tiny.items() if name in more})
     if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no such device here")
-    if options.smoke:
-        vars(options).update({name: value for name, value in dict(size="tiny", steps=2).items() if name in more})
     torch.set_num_threads(getattr(options, "threads", 1))
     return options
 

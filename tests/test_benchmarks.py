@@ -19,7 +19,8 @@ def script(monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_benchmark_runs(script, name, capsys, one_thread):
+def test_a_benchmark_runs(script, name, capsys, one_thread, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     if name == "read_releases" and script.find_data("thumos14") is None:
         pytest.skip("the annotations of THUMOS14 are not here")
     with pytest.raises(SystemExit) as stop:
@@ -27,6 +28,31 @@ def test_a_benchmark_runs(script, name, capsys, one_thread):
     assert stop.value.code == 0 and "--smoke" in capsys.readouterr().out
     script.main(["--smoke"])
     assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+@pytest.mark.parametrize("name", ["gpu"])
+def test_what_the_gpu_has_done_is_not_done_again(script, capsys, one_thread, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "PARTS", {name: script.PARTS[name] for name in ("correctness", "inference")})
+    (tmp_path / "inference.txt").write_text("device another, code of yesterday\n")
+    script.main(["--smoke", "--out", str(tmp_path)])
+    assert "is there already" not in capsys.readouterr().out
+    script.main(["--smoke", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.count("is there already") == 2
+    assert "MISSED" not in (tmp_path / "correctness.txt").read_text()
+    script.main(["--smoke", "--out", str(tmp_path / "late"), "--minutes", "0.001"])
+    assert capsys.readouterr().out.count("left out") == 2
+
+
+@pytest.mark.parametrize("name", ["gpu"])
+def test_a_part_that_fails_is_written_down_and_the_next_begins(script, capsys, one_thread, tmp_path, monkeypatch):
+    def fails(options, left):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(script, "PARTS", {"first": (fails, 1), "inference": script.PARTS["inference"]})
+    script.main(["--smoke", "--out", str(tmp_path)])
+    assert "no kernel image" in (tmp_path / "first.txt").read_text() and "windows/s" in capsys.readouterr().out
+    script.main(["--smoke", "--out", str(tmp_path)])
+    assert "first: FAILED" in capsys.readouterr().out  # tried again
 
 
 def test_a_benchmark_is_a_script():

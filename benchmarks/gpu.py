@@ -1,0 +1,171 @@
+"""A GPU in one command: is it right, how fast is it, and Table 3 at the paper's size, in ten minutes.
+
+Every part writes its file into the folder `--out` when it is done, and is not computed again by the same code on the
+same device. So the script may be stopped, and started again to go on. The table itself goes to `results/`.
+"""
+
+import contextlib
+import importlib
+import io
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from common import SIZES, machine, options_of, torch, training, verdict
+
+from selfdetr.data.files import write_whole
+from selfdetr.inference import top_scores
+from selfdetr.study import source_hash
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 20
+AIMS = {  # largest difference, relative to the largest value
+    "outputs": 1e-4, "gradients": 1e-3, "compiled against plain": 1e-3, "bf16 against fp32": 5e-2,
+    "detection without maps": 1e-4,
+}  # fmt: skip
+SCRIPTS = {  # part -> what is run, and the seconds that it may need
+    "train_step": (["train_step.py"], 150),
+    "limit": (["limit.py", "--precision", "bf16-mixed"], 90),
+    "inference": (["inference.py", "--hours", "10"], 60),
+    "several": (["several.py", "--processes", "4", "--size", "paper"], 90),
+}
+SEEDS, RUN_AIM, TABLE_AIM = 5, 90, 600  # of Table 3; seconds of a run, and of all of them
+
+
+def difference(found, expected):
+    "The largest difference, relative to the largest value."
+    return float((found.detach().cpu() - expected.detach().cpu()).abs().max() / expected.detach().abs().max().cpu())
+
+
+def totals(size, device, how, precision="32-true"):
+    "The total loss of some steps without dropout."
+    size = size._replace(model=replace(size.model, dropout=0.0), train=replace(size.train, precision=precision))
+    setup, values = training(size, device, how), []
+    for _ in range(STEPS):
+        values.append(setup.step())
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return torch.tensor([each.read()["total"] for each in values])
+
+
+def one_pass(size, device):
+    "Outputs, and the gradients of their sum."
+    setup = training(size._replace(model=replace(size.model, dropout=0.0)), device, "plain")
+    output = setup.model(setup.batch.features, None)
+    parts = {name: getattr(output, name) for name in ("logits", "segments", "encoder_maps", "cross_maps")}
+    sum(x.square().sum() for x in parts.values()).backward()
+    return parts, {name: p.grad for name, p in setup.model.named_parameters() if p.grad is not None}
+
+
+def correctness(options, left):
+    "CUDA against the CPU, compiled against plain, bf16 against fp32, and detection with maps against without."
+    size, device = SIZES[options.size], options.device
+    (outputs, gradients), (expected, right) = one_pass(size, device), one_pass(size, "cpu")
+    largest = max(float(g.abs().max()) for g in right.values())
+    found = {"outputs": max(difference(outputs[name], expected[name]) for name in expected)}
+    found["gradients"] = max(float((gradients[n].cpu() - g).abs().max()) for n, g in right.items()) / largest
+    plain = totals(size, device, "plain")
+    found["compiled against plain"] = difference(totals(size, device, "fast"), plain)
+    found["bf16 against fp32"] = difference(totals(size, device, "plain", "bf16-mixed"), plain)
+    setup = training(size, device, "plain")
+    with torch.no_grad():
+        with_maps, without = (top_scores(setup.model.eval()(setup.batch.features, None, maps=maps), 50)[0]
+                              for maps in (True, False))  # fmt: skip
+    found["detection without maps"] = difference(without, with_maps)
+    rows = {name: {"difference": f"{value:.1e}", "at most": f"{AIMS[name]:.0e}", "": verdict(value, AIMS[name])}
+            for name, value in found.items()}  # fmt: skip
+    return pd.DataFrame(rows).T.to_string()
+
+
+def benchmark(name):
+    "A part that runs one of the other scripts."
+    command, _ = SCRIPTS[name]
+
+    def part(options, left):
+        if options.smoke:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                importlib.import_module(name).main(["--smoke"])
+            return printed.getvalue()
+        run = [sys.executable, str(ROOT / "benchmarks" / command[0]), *command[1:], "--device", options.device]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=left)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        return f"python benchmarks/{' '.join([*command, '--device', options.device])}\n{done.stdout}"
+
+    return part
+
+
+def reproduce(seeds, options):
+    "Table 3 with so many seeds; what the cache holds is not computed again. Returns the seconds of every run."
+    import papermill
+
+    from selfdetr.study import runs
+
+    profile, out = ("smoke", Path(options.out).resolve()) if options.smoke else ("full", ROOT / "results")
+    folder, home = out / f"simulated-{profile}", out if options.smoke else ROOT
+    folder.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        ROOT / "nbs" / "reproduce_table3.ipynb", folder / "table3.ipynb", cwd=home, progress_bar=False,
+        parameters={"profile": profile, "seeds": seeds, "device": options.device, "workers": options.workers,
+                    "out_dir": str(out)},
+    )  # fmt: skip
+    done = runs(home / "runs")
+    return done[done.profile == profile].seconds
+
+
+def table3(options, left):
+    "As many seeds as the time allows, four rows each."
+    begun, lines, seeds, last = time.monotonic(), [], 0, 0.0
+    while seeds < (1 if options.smoke else SEEDS) and time.monotonic() - begun + 1.2 * last < left:
+        started = time.monotonic()
+        seeds += 1
+        seconds = reproduce(seeds, options)
+        last = time.monotonic() - started
+        lines.append(f"{seeds} seeds: {time.monotonic() - begun:.0f} s in all, a run {seconds.median():.0f} s")
+        print(lines[-1], flush=True)
+    whole = time.monotonic() - begun
+    lines.append(f"a run {verdict(seconds.median(), RUN_AIM)} its aim of {RUN_AIM} s")
+    lines += [f"all runs {verdict(whole, TABLE_AIM)} their aim of {TABLE_AIM} s"] if seeds == SEEDS else []
+    return "\n".join(lines)
+
+
+PARTS = {"correctness": (correctness, 90)} | {name: (benchmark(name), SCRIPTS[name][1]) for name in SCRIPTS}
+PARTS |= {"table3": (table3, 120)}
+
+
+def compute(name, options, deadline):
+    "One part, unless its file is there or too little time is left; a failure is written down, and the next begins."
+    part, least = PARTS[name]
+    path, left = Path(options.out) / f"{name}.txt", deadline - time.monotonic()
+    head = f"{machine(options.device)}, code {source_hash()}"
+    if path.is_file() and path.read_text().startswith(f"{head}\n"):
+        return f"{name}: is there already"
+    if left < least:
+        return f"{name}: left out, needs {least} s and {max(left, 0):.0f} s are left"
+    started = time.monotonic()
+    try:
+        text = part(options, left)
+    except Exception as error:
+        write_whole(path, f"{head}, FAILED\n{error!r}\n")
+        return f"{name}: FAILED, {error!r}"
+    write_whole(path, f"{head}\n{text}\n")
+    return f"{name}: {time.monotonic() - started:.0f} s\n{text}"
+
+
+def main(argv=None):
+    options = options_of(__doc__, argv, size="paper", device="cuda", json=None,
+                         minutes=dict(type=float, default=9.5, help="when to stop, default: %(default)s"),
+                         workers=dict(type=int, default=4, help="runs at a time, default: %(default)s"),
+                         out=dict(default="gpu", help="folder of the files, default: %(default)s"))  # fmt: skip
+    deadline = time.monotonic() + 60 * options.minutes
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        print(f"\n{compute(name, options, deadline)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
