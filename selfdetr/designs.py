@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # design -> overrides of a study's row
     "dino": NO_FEEDBACK | {"model.denoising": 100},
     "recommended": NO_FEEDBACK
     | _DEFORMABLE
-    | {"model.members": 3, "model.anchor_width": 0.08, "windows.random": True}
+    | {"model.projection": "convolutional", "model.members": 3, "model.anchor_width": 0.08, "windows.random": True}
     | {"loss.l1": 2.0, "loss.iou": 5.0, "loss.quality": True, "loss.watch": False}
     | {"inference.cut": 0.3, "inference.voting": 0.6},
 }

@@ -94,7 +94,7 @@ class DeformableDecoder(Decoder):
 class ConvolutionalProjection(nn.Module):
     "Two convolutions over time to the model's width, each followed by a group norm over the window."
 
-    def __init__(self, channels: int, dim: int, groups: int, steps: int = 3):
+    def __init__(self, channels: int, dim: int, groups: int, steps: int = 5):
         super().__init__()
         self.first = nn.Conv1d(channels, dim, steps, padding=steps // 2)
         self.second = nn.Conv1d(dim, dim, steps, padding=steps // 2)

@@ -31,7 +31,7 @@ def folder(saved, tmp_path):
 
 @pytest.mark.parametrize("name", ["self-detr", "rtd", "tadtr", "react", "dino", "recommended"])
 def test_a_saved_design_comes_back(tmp_path, name):
-    model = make_model(preset(name, **SIZES, projection="convolutional" if name == "tadtr" else "linear")).eval()
+    model = make_model(preset(name, **SIZES)).eval()
     loaded = load_model(save_model(model, tmp_path))
     assert type(loaded) is type(model) and as_design(loaded.config) == model.config
     features = torch.randn(2, 12, 8)

@@ -27,7 +27,6 @@ FEEDBACK = {"loss.feedback_encoder": 5.0, "loss.feedback_decoder": 5.0}
 DESIGNS = PRESETS | {
     "dino": PRESETS["dino"] | {"model.denoising": 8},
     "tadtr + feedback": PRESETS["tadtr"] | FEEDBACK,
-    "convolutional": PRESETS["recommended"] | {"model.projection": "convolutional"},
     "react + feedback": PRESETS["react"] | FEEDBACK,
     "react + dino": PRESETS["react"] | {"model.denoising": 8},
     "encoder without attention": PRESETS["detr"] | {"model.encoder_attention": "none"},
@@ -72,7 +71,7 @@ def test_the_layer_of_tadtr(golden, kind):
     with torch.no_grad():
         output, attention_map = layer(*what, there["value"], there["mask"])
         taps = layer.taps(*what, 128, there["mask"], 2)
-    assert (output - there[f"output_{kind}"]).abs().max() < 1e-5
+    assert (output - there[f"output_{kind}"]).abs().max() < 1e-4  # rounding differs between processors
     time = 128 * there[f"locations_{kind}"][:, :, :, 0, :, 0]
     expected = find_taps(time, torch.full_like(time, 0.25), 128, there["mask"])
     inside = expected.weight > 1e-3  # where rounding cannot change the step
