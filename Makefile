@@ -119,11 +119,12 @@ readme: .venv/.ok  ## execute nbs/index.ipynb and write README.md from it
 # The state of all files that git does not ignore, committed or not, as one tree.
 TREE = GIT_INDEX_FILE="$$tmp/index" git add -A && GIT_INDEX_FILE="$$tmp/index" git write-tree
 
-check: .venv/.ok  ## what CI asks besides the tests: notebooks, selfdetr/ and README agree; ruff; mypy
+check: .venv/.ok  ## what CI asks besides the tests: notebooks, selfdetr/ and README agree; words; ruff; mypy
 	@set -euo pipefail; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	before=$$($(TREE)); $(MAKE) --no-print-directory export readme; after=$$($(TREE)); \
 	git --no-pager diff --stat --exit-code $$before $$after \
 	|| { echo "The files above did not agree with the notebooks: they are rewritten now, commit them."; exit 1; }
+	$(BIN)/python docs/check_words.py
 	$(BIN)/ruff check
 	$(BIN)/mypy selfdetr
 

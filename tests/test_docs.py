@@ -25,7 +25,7 @@ def script(name):
     return module
 
 
-gather, check_site = script("gather"), script("check_site")
+gather, check_site, check_words = script("gather"), script("check_site"), script("check_words")
 INDEX = ROOT / "nbs" / "index.ipynb"
 
 
@@ -167,3 +167,13 @@ def test_environments_agree_with_pyproject():
     assert os.access(post, os.X_OK)
     installed = re.findall(r"-e '?\.\[(\w+)\]", conda + post.read_text())
     assert len(installed) == 2 and set(installed) <= set(extras)
+
+
+def test_words_that_we_do_not_use_are_found_in_prose_alone(tmp_path):
+    (tmp_path / "page.md").write_text("We mend it.\n\n```\nmend(beside=1)\n```\n`nobody` A hencefortune.")
+    cells = [{"cell_type": kind, "id": kind, "source": ["Whatever\n", "you say"]} for kind in ("markdown", "code")]
+    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells}))
+    lines = check_words.found([tmp_path / "page.md", tmp_path / "n.ipynb"])
+    assert [line.split("'")[1] for line in lines] == ["mend", "Whatever"]
+    assert lines[1].startswith("n.ipynb, cell markdown")
+    assert len(check_words.pages()) > 80
