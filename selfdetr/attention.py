@@ -33,12 +33,16 @@ def hide_keys(
 def keep(
     shape: Sequence[int],
     p: float,  # probability of 0, above 0; rounded to 1 / 65536
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # of that shape, on the CPU: 0 with probability p, else the number that makes the mean 1
     "The factors of dropout, four of them from one 64-bit random number."
     count, level = math.prod(shape), max(1, round(p * 65536))
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    kept = bits.view(torch.int16)[:count].view(shape).float().sub_(level - 32769).clamp_(0, 1)
-    return kept.mul_(65536 / (65536 - level))
+    drawn, factor = bits.view(torch.int16)[:count].view(shape), 65536 / (65536 - level)
+    if dtype == torch.bfloat16:  # 0 or 1, times the bits of the factor
+        kept = drawn.clamp_(level - 32769, level - 32768).sub_(level - 32769)
+        return kept.mul_(torch.tensor(factor, dtype=dtype).view(torch.int16)).view(dtype)
+    return drawn.float().sub_(level - 32769).clamp_(0, 1).mul_(factor).to(dtype)
 
 # %% ../nbs/01_attention.ipynb #d192ba9e
 def drop(
@@ -50,7 +54,7 @@ def drop(
         return x
     if x.device.type != "cpu":
         return nn.functional.dropout(x, p)
-    return x * keep(x.shape, p).to(x.dtype)
+    return x * keep(x.shape, p, x.dtype)
 
 
 class Dropout(nn.Dropout):

@@ -41,8 +41,10 @@ class _FusedPReLU(Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, slope = ctx.saved_tensors
-        to_x = torch.ops.aten.leaky_relu_backward(gradient, x, slope.item(), False)
-        return to_x, torch.dot(gradient.flatten(), x.clamp(max=0).flatten()).view_as(slope)
+        to_x, below = torch.ops.aten.leaky_relu_backward(gradient, x, slope.item(), False), x.clamp(max=0)
+        if x.dtype == slope.dtype:
+            return to_x, torch.dot(gradient.flatten(), below.flatten()).view_as(slope)
+        return to_x, torch.linalg.vecdot(gradient, below).sum(dtype=slope.dtype).view_as(slope)  # bfloat16
 
 
 def _fused_prelu(module: nn.PReLU, x: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class _FusedAttention(Function):
             scores.masked_fill_(mask, torch.finfo(scores.dtype).min)
         probabilities = scores.softmax(-1)
         del scores
-        kept = keep(probabilities.shape, dropout) if dropout else None
+        kept = keep(probabilities.shape, dropout, probabilities.dtype) if dropout else None
         dropped = probabilities if kept is None else probabilities * kept
         output = torch.bmm(dropped.flatten(0, 1), flat[2]).view(batch, heads, queries, -1)
         ctx.save_for_backward(*flat, probabilities, kept)
@@ -179,9 +181,9 @@ def _keep_memory() -> None:
         mallopt(trim_threshold, -1)
 
 # %% ../nbs/33_speed.ipynb #56c918e8
-def accelerate(model: SelfDETR, device: torch.device, precision: str = "32-true") -> None:
+def accelerate(model: SelfDETR, device: torch.device) -> None:
     "Let a model compute faster in training on its device: fused blocks on a CPU, compiled on CUDA (where Triton is)."
-    if device.type == "cpu" and precision == "32-true":
+    if device.type == "cpu":
         _keep_memory()
         fuse(model)
     elif device.type == "cuda" and find_spec("triton") and not isinstance(model, DINO):

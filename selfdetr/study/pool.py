@@ -27,6 +27,7 @@ from ..data.files import check_writable
 from .cache import Run, is_due, read_run, run, work_folder
 from .compute import run_hash
 from .spec import RunSpec
+from ..trainer import precision_hint
 
 # %% ../../nbs/63_pool.ipynb #7f353116
 @contextlib.contextmanager
@@ -172,7 +173,10 @@ def run_all(
     turns = zip(left.items(), itertools.cycle(_take_turns(device, cluster)))
     jobs = [(spec, shared.get(name), str(data_root), str(root), place, threads) for (name, spec), place in turns]
     folders, epochs = [work_folder(name, root) for name in left], [spec.train.epochs for spec in left.values()]
+    hints = {precision_hint(each.model.dim, each.train.precision, place) for each, *_, place, _ in jobs if not cluster}
     with _watch_epochs(folders, epochs, progress and bool(left)) as bar:
+        for hint in filter(None, hints):
+            bar.write(hint)
         bar.set_description(f"{len(left)} runs, {len(set(names)) - len(left)} found")
         on_cluster = cluster and left
         errors = _submit(jobs, cluster, root, workers, device) if on_cluster else _in_workers(jobs, workers)
