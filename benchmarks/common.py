@@ -121,8 +121,9 @@ class Setup(NamedTuple):
 
 
 def training(size: Size, device: str = "cpu", how: str = "fast", feedback: bool = True) -> Setup:
-    "`fast` and `plain` are the package's own step, `eager` is the step of `eager.py`."
+    "`fast`, `half` and `plain` are the package's own step, `eager` is the step of `eager.py`."
     config, train, steps = size
+    train = replace(train, precision="bf16-mixed") if how == "half" else train
     model, batch = make_model(config), make_batch(config, train.batch, steps)
     if how == "eager":
         there = make_fabric(device, train.precision).device
@@ -131,7 +132,7 @@ def training(size: Size, device: str = "cpu", how: str = "fast", feedback: bool 
         return Setup(lambda: eager.train_step(model, optimizer, batch, train.clip), model, batch, there)
     loss = LossConfig() if feedback else LossConfig(feedback_encoder=0, feedback_decoder=0)
     objective = make_objective(model, loss, FeedbackConfig() if feedback else None)
-    fabric, model, optimizer = prepare(model, train, device, fast=how == "fast")
+    fabric, model, optimizer = prepare(model, train, device, fast=how != "plain")
     own = slice(fabric.global_rank, None, fabric.world_size)  # under torchrun a part of the batch, as in the trainer
     batch = Batch(fabric.to_device(batch.features[own]), None, batch.targets[own])
     model.train()
