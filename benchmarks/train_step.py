@@ -15,7 +15,8 @@ from selfdetr.matcher import match
 PARTS = ("forward", "matching", "losses", "backward", "update", "whole step")
 AIM_SHARE = 25  # per cent of a step for matching and losses together
 AIM_MS = 50  # a step of the quick size on one core
-HOWS = {"fast": "as the package trains", "half": "the same in bf16-mixed", "plain": "without its acceleration", "eager": "as is common, eager.py"}
+HOWS = {"fast": "as the package trains", "half": "the same in bf16-mixed",
+        "plain": "without its acceleration", "eager": "as is common, eager.py"}  # fmt: skip
 
 
 def measure_parts(setup, steps):
