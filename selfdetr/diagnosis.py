@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% ../nbs/43_diagnosis.ipynb #8a7e5780
 ERROR_KINDS = ("true positive", "double detection", "wrong label", "localisation", "confusion", "background")
-ERROR_COLOURS = dict(zip(ERROR_KINDS, ("#009E73", "#56B4E9", "#E69F00", "#0072B2", "#CC79A7", "#999999")))
+ERROR_COLOURS = dict(zip(ERROR_KINDS, ("#009E73", "#56B4E9", "#DDCC77", "#0072B2", "#CC79A7", "#999999")))
 NEAR_IOU = 0.1  # IoU below which a detection is not about an instance
 
 
@@ -246,7 +246,7 @@ def _plot_groups(ax: "Axes", name: str, shares: pd.DataFrame, counts: pd.DataFra
         ax.text(0.5, 0.5, "no video durations", ha="center", va="center", transform=ax.transAxes)
         ax.set(xticks=[], yticks=[])
         return
-    for side, (column, colour) in zip((-0.2, 0.2), zip(shares, ("#444444", "#D55E00"))):
+    for side, (column, colour) in zip((-0.2, 0.2), zip(shares, ("#444444", "#882255"))):
         height, overall = shares[column].loc[name].to_numpy(), float(shares[column].iloc[0])
         bars = ax.bar(np.arange(len(height)) + side, height, 0.38, color=colour, label=column)
         ax.bar_label(bars, [f"{v:.0f}" for v in height], fontsize=7, padding=1)

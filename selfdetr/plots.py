@@ -15,7 +15,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -27,11 +26,12 @@ from .report import by_fold, count_runs, drawn, interval, use_fallbacks, write_p
 
 # %% ../nbs/44_plots.ipynb #f711a936
 TRUTH_COLOUR = "#D55E00"  # of the ground truth
+_FOUND_COLOUR = "#0072B2"  # of detections
 _PLAIN_COLOUR, _FEEDBACK_COLOUR = "#666666", "#009E73"  # of the model without feedback, and with both
 _METHOD_COLOURS = (
     dict.fromkeys(("baseline", "detr", "no feedback", "without feedback"), _PLAIN_COLOUR)
     | dict.fromkeys(("both", "feedback", "self-detr", "detr + feedback"), _FEEDBACK_COLOUR)
-    | {"encoder": "#0072B2", "decoder": "#E69F00"}
+    | {"encoder": "#0072B2", "decoder": "#999933"}
     | {"rtd": "#CC79A7", "tadtr": "#56B4E9", "react": "#332288", "dino": "#000000"}
 )
 _OTHER_COLOURS = ("#8073AC", "#DDCC77", "#882255", "#117733", "#CC79A7", "#56B4E9", "#332288", "#000000", "#A6761D")
@@ -83,7 +83,7 @@ def _bars(ax: Axes, segments: np.ndarray, rows: int, columns: int) -> None:
     strip = 0.09 * rows
     ax.set_ylim(rows - 0.5 + strip, -0.5)
     spans = [(start * columns - 0.5, (end - start) * columns) for start, end in segments]
-    ax.broken_barh(spans, (rows - 0.5 + 0.35 * strip, 0.5 * strip), color=TRUTH_COLOUR)
+    ax.broken_barh(spans, (rows - 0.5 + 0.35 * strip, 0.5 * strip), facecolor=TRUTH_COLOUR, edgecolor="white")
     ticks = [int(tick) for tick in ax.get_yticks() if 0 <= tick < 0.95 * rows]
     ax.set_yticks([*ticks, rows - 0.5 + 0.6 * strip], [*map(str, ticks), "actions"])
 
@@ -95,6 +95,7 @@ def plot_map(
     ax: Axes | None = None,
     vmax: float | None = None,  # weight of the brightest colour; by default the map's own 99.5% quantile
     labels: tuple[str, str] = ("key step", "query step"),  # of the x and the y axis
+    bar: bool = True,  # a colour bar next to the map
 ) -> Axes:
     """One attention map as a heat map, dark = no attention, with the ground truth under it.
 
@@ -104,8 +105,10 @@ def plot_map(
     if weights.ndim != 2 or 0 in weights.shape:
         raise ValueError(f"one map of shape (N, M) is needed, not {weights.shape}: index batch, layer and head first")
     ax = plt.subplots(figsize=(3.6, 3.2), layout="constrained")[1] if ax is None else ax
-    ax.imshow(weights, vmin=0, vmax=np.nanquantile(weights, 0.995) if vmax is None else vmax,
-              cmap="viridis", aspect="auto", interpolation="nearest")
+    image = ax.imshow(weights, vmin=0, vmax=np.nanquantile(weights, 0.995) if vmax is None else vmax,
+                      cmap="viridis", aspect="auto", interpolation="nearest")
+    if bar:
+        ax.figure.colorbar(image, ax=ax, label="weight")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True))
     if segments is not None:
@@ -138,7 +141,7 @@ def plot_maps(
     vmax = float(np.nanquantile(np.concatenate(values), 0.995)) if values else 1.0
     for row, (name, colour) in zip(grid, method_colours(maps).items()):
         for ax, one in zip(row, maps[name]):
-            plot_map(one, segments, ax=ax, vmax=vmax, labels=labels)
+            plot_map(one, segments, ax=ax, vmax=vmax, labels=labels, bar=False)
         row[0].set_ylabel(f"{drawn(name)}\n{labels[1]}", color=colour)
     for i, ax in enumerate(grid[0, :layers]):
         ax.set_title(f"layer {i + 1}")
@@ -214,8 +217,7 @@ def _lane(ax: Axes, frame: pd.DataFrame, y: float, colour: str, opacity: np.ndar
     order = np.argsort(alpha, kind="stable")
     spans = frame[["start", "end"]].to_numpy(dtype=float)[order]
     ax.broken_barh([(a, b - a) for a, b in spans], (y, 0.36), linewidth=0.8,
-                   facecolors=[to_rgba(colour, a) for a in alpha[order]],
-                   edgecolors=[to_rgba(colour, min(1.0, 0.1 + a)) for a in alpha[order]])
+                   facecolors=[to_rgba(colour, a) for a in alpha[order]], edgecolors="white")
 
 # %% ../nbs/44_plots.ipynb #98d54292
 def plot_timeline(
@@ -232,17 +234,19 @@ def plot_timeline(
     shown = sorted({*ground_truth["label"], *best["label"]}) if classes is None else list(classes)
     ax = plt.subplots(figsize=(9, min(4, 1.1 + 0.55 * len(shown))), layout="constrained")[1] if ax is None else ax
     top = max(float(best["score"].max()), 1e-9) if len(best) else 1.0
-    colours = sns.color_palette("colorblind", max(1, len(shown))).as_hex()
-    for i, (name, colour) in enumerate(zip(shown, colours)):
-        _lane(ax, ground_truth[ground_truth["label"] == name], i - 0.4, colour)
+    for i, name in enumerate(shown):
+        _lane(ax, ground_truth[ground_truth["label"] == name], i - 0.4, TRUTH_COLOUR)
         found = best[best["label"] == name]
-        _lane(ax, found, i + 0.02, colour, (found["score"] / top).clip(0, 1).to_numpy(dtype=float))
+        _lane(ax, found, i + 0.02, _FOUND_COLOUR, (found["score"] / top).clip(0, 1).to_numpy(dtype=float))
     ax.set(yticks=range(len(shown)), yticklabels=map(drawn, shown), ylim=(max(1, len(shown)) - 0.4, -0.6))
-    ax.set(xlabel="time [s]", title=drawn(title), xlim=(0, duration))
+    ax.set(xlabel="time [s]", xlim=(0, duration))
+    ax.set_title(drawn(title), loc="left", fontsize=10)
     for i in range(1, len(shown)):
         ax.axhline(i - 0.5, color="#DDDDDD", linewidth=0.6)
+    ax.text(1, 1.01, "orange: annotated, blue: detected; the more opaque, the higher the score",
+            ha="right", va="bottom", transform=ax.transAxes, fontsize=7, color="#666666")
     if not len(best):
-        ax.set_title(f"{drawn(title)} (no detections)".strip())
+        ax.set_title(f"{drawn(title)} (no detections)".strip(), loc="left", fontsize=10)
     use_fallbacks(ax)
     return ax
 

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from selfdetr import plots
 
@@ -132,7 +133,9 @@ def test_timeline_lanes_opacity_and_limit():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]  # c is third best
     truth_a, found_a, truth_b, found_b = ax.collections
     assert found_b.get_facecolors()[0, 3] == 1 and found_a.get_facecolors()[0, 3] == pytest.approx(0.25)
-    assert truth_a.get_facecolors()[0, :3] == pytest.approx(found_a.get_facecolors()[0, :3])
+    colours = [to_hex(lane.get_facecolors()[0]).upper() for lane in (truth_a, truth_b, found_a)]
+    assert colours[:2] == [plots.TRUTH_COLOUR] * 2 and colours[2] != plots.TRUTH_COLOUR
+    assert "opaque" in ax.texts[-1].get_text()
     truth, found = (lane.get_paths()[0].get_extents() for lane in (truth_b, found_b))
     assert (truth.x0, truth.x1, found.x0, found.x1) == (5, 9, 4, 8) and truth.y1 < found.y0
 
@@ -144,7 +147,8 @@ def test_timeline_of_given_classes():
 
 @pytest.mark.parametrize("truth", [TRUTH, TRUTH.head(0)])
 def test_timeline_without_detections(truth):
-    assert drawable(plots.plot_timeline(truth, FOUND.head(0), title="video")).get_title() == "video (no detections)"
+    ax = drawable(plots.plot_timeline(truth, FOUND.head(0), title="video"))
+    assert ax.get_title("left") == "video (no detections)"
 
 
 def test_losses_one_panel_a_term():
@@ -279,7 +283,7 @@ def test_names_are_drawn_as_they_are():
     assert [label.get_text() for label in ours.get_yticklabels()] == SHOWN and r"\$x^{ and \$y" in ours.get_title()
     truth = pd.DataFrame({"start": 0.0, "end": 1.0, "label": HOSTILE})
     ax = drawable(plots.plot_timeline(truth, truth.assign(score=1.0), title="$x^{ and $y"))
-    assert sorted(label.get_text() for label in ax.get_yticklabels()) == sorted(SHOWN) and "x^{" in ax.get_title()
+    assert sorted(label.get_text() for label in ax.get_yticklabels()) == sorted(SHOWN) and "x^{" in ax.get_title("left")
     drawable(plots.plot_timeline(truth, truth.head(0).assign(score=1.0), title="$x^{ and $y"))
     grid = drawable(plots.plot_maps({name: [np.eye(3)] for name in HOSTILE}))
     assert [ax.get_ylabel().split("\n")[0] for ax in grid[:, 0]] == SHOWN
