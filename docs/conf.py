@@ -5,6 +5,7 @@ and the site brings a font for them.
 """
 
 import re
+import shutil
 import sys
 from collections import defaultdict
 from functools import cached_property
@@ -124,9 +125,19 @@ def link_names(app, doctree, docname):
             node.replace_self(make_refnode(app.builder, docname, *target, node.deepcopy()))
 
 
+def copy_whole_pages(app, exception):
+    "Pages that are HTML already keep their place."
+    if exception is None and app.builder.format == "html":
+        for path in Path(app.srcdir).glob("results/*/*.html"):
+            target = Path(app.outdir) / path.relative_to(app.srcdir)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
 def setup(app):
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("autodoc-process-docstring", add_comments)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("doctree-read", number_title, priority=900)  # after Sphinx has taken the title
     app.connect("doctree-resolved", link_names)
+    app.connect("build-finished", copy_whole_pages)

@@ -89,6 +89,11 @@ def shown(path: Path) -> str:
     return text
 
 
+def whole_page(path: Path) -> str:
+    "A page that is HTML already, as the site has it: where it links to notebooks, the site has pages."
+    return re.sub(r"""(href=["'][^"':]+)\.ipynb(?=["'])""", r"\1.html", path.read_text(encoding="utf-8"))
+
+
 def local_links(path: Path) -> list[str]:
     "Relative links of a page or notebook as the site has it, in or outside of it, without what follows a #."
     text = shown(path)
@@ -182,7 +187,7 @@ def gather(folder: Path) -> None:
             if not (target.is_file() and target.is_relative_to(ROOT)):
                 raise SystemExit(f"{path.relative_to(ROOT)}: links to {link}, which is no file of the repository")
             if target not in pages:
-                write(folder / target.relative_to(ROOT), target)
+                write(folder / target.relative_to(ROOT), whole_page(target) if target.suffix == ".html" else target)
     for module, written_in in modules().items():
         write(folder / "api" / f"{module}.md", module_page(module, written_in))
     for results in {path.parent for path in pages if path.parent.parent.name == "results"}:

@@ -172,3 +172,10 @@ def test_words_that_we_do_not_use_are_found_in_prose_alone(tmp_path):
     assert [line.split("'")[1] for line in lines] == ["mend", "Whatever"]
     assert lines[1].startswith("n.ipynb, cell markdown")
     assert len(check_words.pages()) > 80
+
+
+def test_a_page_that_is_html_already_is_on_the_site(site):
+    page, original = (folder / "results" / "simulated-quick" / "explore.html" for folder in (site, ROOT))
+    links = [re.findall(r'href="([^"]+)"', path.read_text(encoding="utf-8")) for path in (page, original)]
+    assert links == [["../../nbs/59_explore.html"], ["../../nbs/59_explore.ipynb"]]
+    assert "copy_whole_pages" in (ROOT / "docs" / "conf.py").read_text(), "Sphinx itself leaves them out"
