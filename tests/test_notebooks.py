@@ -1,4 +1,4 @@
-"""The papermill form of the study: what it promises to write, and what it does with bad parameters."""
+"""Notebooks with parameters: what the form of the study writes and refuses; the page on the collapse, small."""
 
 import json
 from pathlib import Path
@@ -42,3 +42,11 @@ def test_a_bad_parameter_is_one_clear_error_and_writes_nothing(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter sedes"):
         execute(tmp_path, sedes=3)
     assert not (tmp_path / "results").exists() and not (tmp_path / "runs").exists()
+
+
+def test_what_the_page_on_the_collapse_asserts_holds_in_a_small_run(tmp_path):
+    page, done = NOTEBOOK.with_name("50_collapse.ipynb"), tmp_path / "out.ipynb"
+    small = {"dataset": "simulated", "profile": "smoke"}
+    papermill.execute_notebook(str(page), str(done), small, cwd=str(page.parent), progress_bar=False)
+    asserting = [cell for cell in json.loads(done.read_text())["cells"] if "assert " in "".join(cell["source"])]
+    assert len(asserting) > 5 and all(cell["metadata"]["papermill"]["status"] == "completed" for cell in asserting)
