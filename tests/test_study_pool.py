@@ -127,7 +127,8 @@ def test_an_interrupt_stops_a_study_and_its_workers(tmp_path):
         said = process.communicate(timeout=40)[1]  # which waits until no process holds the pipe
     finally:
         process.kill()
-    assert process.returncode == -signal.SIGINT and said.rstrip().endswith("KeyboardInterrupt"), said
+    assert process.returncode in (-signal.SIGINT, 1), said  # 1 where an installed package has its own excepthook
+    assert said.rstrip().endswith("KeyboardInterrupt"), said
 
 
 # ---- the data
