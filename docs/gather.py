@@ -14,8 +14,8 @@ from pathlib import Path
 from textwrap import indent
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "ARCHITECTURE.md", "benchmarks/README.md", "docs/guide.md", "docs/notebooks.md")
-PAGES += ("results/README.md", "results/claims.md")
+PAGES = ("README.md", "ARCHITECTURE.md", "benchmarks/README.md", "docs/guide.md", "docs/glossary.md")
+PAGES += ("docs/notebooks.md", "results/README.md", "results/claims.md")
 LINK = re.compile(r"""\]\(<?([^)\s>]+)>?[^)]*\)|(?:src|href)=["']([^"']+)["']""")
 DIRECTIVE = re.compile(r"^\s*#\s*\|.*\n?", re.M)
 HIDE = re.compile(r"^\s*#\s*\|\s*(hide|hide_input|hide_output)\s*$", re.M)
