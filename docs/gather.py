@@ -83,8 +83,8 @@ def shown(path: Path) -> str:
     if path.suffix == ".ipynb":
         return json.dumps(notebook(path))
     text = path.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((results/[\w-]+/\w+)\.md\)", text):  # the notebook shows the same table, and more
-        if (ROOT / f"{link}.ipynb").exists():
+    for link in re.findall(r"\]\(([\w./-]+)\.md\)", text):  # the notebook shows the same table, and more
+        if (path.parent / f"{link}.ipynb").exists():
             text = text.replace(f"]({link}.md)", f"]({link}.ipynb)")
     return text
 
