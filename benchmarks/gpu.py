@@ -32,6 +32,7 @@ SCRIPTS = {  # part -> what is run, and the seconds that it may need
     "inference": (["inference.py", "--hours", "10"], 60),
     "several": (["several.py", "--processes", "4", "--size", "paper"], 90),
 }
+UNFINISHED = "unfinished"  # said in the file of a part that a second call is to continue
 SEEDS, RUN_AIM, TABLE_AIM = 5, 90, 600  # of Table 3; seconds of a run, and of all of them
 
 
@@ -119,17 +120,18 @@ def reproduce(seeds, options):
 
 def table3(options, left):
     "As many seeds as the time allows, four rows each."
-    begun, lines, seeds, last = time.monotonic(), [], 0, 0.0
-    while seeds < (1 if options.smoke else SEEDS) and time.monotonic() - begun + 1.2 * last < left:
+    begun, lines, seeds, last, wanted = time.monotonic(), [], 0, 0.0, 1 if options.smoke else SEEDS
+    while seeds < wanted and time.monotonic() - begun + 1.2 * last < left:
         started = time.monotonic()
         seeds += 1
         seconds = reproduce(seeds, options)
         last = time.monotonic() - started
         lines.append(f"{seeds} seeds: {time.monotonic() - begun:.0f} s in all, a run {seconds.median():.0f} s")
         print(lines[-1], flush=True)
-    whole = time.monotonic() - begun
+    whole = seconds.sum() / options.workers  # of the runs that an earlier call has computed, too
     lines.append(f"a run {verdict(seconds.median(), RUN_AIM)} its aim of {RUN_AIM} s")
     lines += [f"all runs {verdict(whole, TABLE_AIM)} their aim of {TABLE_AIM} s"] if seeds == SEEDS else []
+    lines += [f"{UNFINISHED}: {seeds} of {wanted} seeds"] if seeds < wanted else []
     return "\n".join(lines)
 
 
@@ -142,7 +144,8 @@ def compute(name, options, deadline):
     part, least = PARTS[name]
     path, left = Path(options.out) / f"{name}.txt", deadline - time.monotonic()
     head = f"{machine(options.device)}, code {source_hash()}"
-    if path.is_file() and path.read_text().startswith(f"{head}\n"):
+    before = path.read_text() if path.is_file() else ""
+    if before.startswith(f"{head}\n") and UNFINISHED not in before:
         return f"{name}: is there already"
     if left < least:
         return f"{name}: left out, needs {least} s and {max(left, 0):.0f} s are left"
@@ -157,7 +160,7 @@ def compute(name, options, deadline):
 
 
 def main(argv=None):
-    options = options_of(__doc__, argv, size="paper", device="cuda", json=None,
+    options = options_of(__doc__, argv, size="paper", device="cuda",
                          minutes=dict(type=float, default=9.5, help="when to stop, default: %(default)s"),
                          workers=dict(type=int, default=4, help="runs at a time, default: %(default)s"),
                          out=dict(default="gpu", help="folder of the files, default: %(default)s"))  # fmt: skip

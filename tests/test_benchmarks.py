@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -53,6 +55,24 @@ def test_a_part_that_fails_is_written_down_and_the_next_begins(script, capsys, o
     assert "no kernel image" in (tmp_path / "first.txt").read_text() and "windows/s" in capsys.readouterr().out
     script.main(["--smoke", "--out", str(tmp_path)])
     assert "first: FAILED" in capsys.readouterr().out  # tried again
+
+
+@pytest.mark.parametrize("name", ["gpu"])
+def test_a_table_that_lacks_seeds_is_continued(script, tmp_path, monkeypatch):
+    asked = []
+
+    def reproduce(seeds, options):
+        asked.append(seeds)
+        script.time.sleep(0.03)
+        return pd.Series([9.0] * 4 * seeds)
+
+    monkeypatch.setattr(script, "reproduce", reproduce)
+    monkeypatch.setattr(script, "SEEDS", 3)
+    monkeypatch.setattr(script, "PARTS", {"table3": (script.table3, 0)})
+    options = SimpleNamespace(smoke=False, workers=4, device="cpu", out=str(tmp_path))
+    said = [script.compute("table3", options, script.time.monotonic() + left) for left in (0.02, 60, 60)]
+    assert "unfinished: 1 of 3" in said[0] and "unfinished" not in said[1] and "is there already" in said[2]
+    assert asked == [1, 1, 2, 3]
 
 
 def test_a_benchmark_is_a_script():
