@@ -71,8 +71,8 @@ def arrow(axes: Any, start: tuple[float, float, float], end: tuple[float, float,
         level = (low + high) / 2
         tail, tip = (x + WIDTH + GAP if right else x - GAP, level), (u - GAP if right else u + WIDTH + GAP, level)
         place, align = ((tail[0] + tip[0]) / 2, level - 0.14), "center"
-    axes.annotate("", tip, tail, arrowprops={"arrowstyle": "-|>", "color": "#D55E00", "linewidth": 1.6})
-    axes.text(*place, what, fontsize=7, ha=align, va="center", color="#8A3D00")
+    axes.annotate("", tip, tail, arrowprops={"arrowstyle": "-|>", "color": "#882255", "linewidth": 1.6})
+    axes.text(*place, what, fontsize=7, ha=align, va="center", color="#882255")
 
 
 def draw(path: Path) -> None:
