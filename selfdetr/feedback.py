@@ -69,8 +69,8 @@ def aggregate_encoder(
         return maps[-1]
     if how != "matmul":
         raise ValueError(f"encoder aggregation {how!r}; choose one of {get_args(EncoderChoice)}")
-    aggregated = maps[0]
-    for layer in maps[1:]:
+    aggregated, *others = maps
+    for layer in others:
         aggregated = _root_rows(aggregated @ layer.mT, mask)
     return aggregated
 

@@ -174,10 +174,10 @@ def one_vector_optimizer(
 # %% ../nbs/33_speed.ipynb #be757874
 def _keep_memory() -> None:
     "Let freed memory stay with the process, where the C library is glibc."
-    trim_threshold, mmap_threshold = -1, -3  # names of mallopt(3)
+    trim_threshold, mmap_max = -1, -4  # names of mallopt(3)
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 32 << 20)
+        mallopt(mmap_max, 0)
         mallopt(trim_threshold, -1)
 
 # %% ../nbs/33_speed.ipynb #56c918e8
