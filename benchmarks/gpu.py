@@ -106,12 +106,14 @@ def reproduce(seeds, options):
 
     from selfdetr.study import runs
 
-    profile, out = ("smoke", Path(options.out).resolve()) if options.smoke else ("full", ROOT / "results")
-    folder, home = out / f"simulated-{profile}", out if options.smoke else ROOT
+    profile, out, home, workers = "full", ROOT / "results", ROOT, options.workers
+    if options.smoke:
+        profile, out, home, workers = "smoke", Path(options.out).resolve(), Path(options.out), 1
+    folder = out / f"simulated-{profile}"
     folder.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         ROOT / "nbs" / "reproduce_table3.ipynb", folder / "table3.ipynb", cwd=home, progress_bar=False,
-        parameters={"profile": profile, "seeds": seeds, "device": options.device, "workers": options.workers,
+        parameters={"profile": profile, "seeds": seeds, "device": options.device, "workers": workers,
                     "out_dir": str(out)},
     )  # fmt: skip
     done = runs(home / "runs")
