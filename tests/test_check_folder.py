@@ -15,7 +15,10 @@ from selfdetr import data
 from selfdetr.check.folder import _round_to_steps, check_folder
 from selfdetr.data import DataError, TimeGrid, files, load_dataset
 from selfdetr.settings import choose_length
+from selfdetr.study.spec import PROFILES
 
+USUAL = {name: PROFILES["standard"]["windows"][name] for name in ("overlap", "test_overlap", "keep")}  # of `train`
+TRAINED, TESTED = ({"overlap": USUAL[name], "keep": USUAL["keep"]} for name in ("overlap", "test_overlap"))
 
 UNSEEN = {"class without train instances", "class without test instances"}  # of the few videos of the tiny data set
 
@@ -28,8 +31,8 @@ def test_a_clean_folder_has_no_other_finding(tiny_folder):
     for split in ("train", "test"):
         assert findings.classes[split].sum() == len(loaded.ground_truth(split))
         assert f"{len(loaded.split(split))} videos" in findings.facts[split]
-    assert findings.facts["train windows"].startswith(f"{len(data.training_windows(loaded, 64))},")
-    assert findings.facts["test windows"].startswith(f"{len(data.test_windows(loaded, 64))},")
+    assert findings.facts["train windows"].startswith(f"{len(data.training_windows(loaded, 64, **TRAINED))},")
+    assert findings.facts["test windows"].startswith(f"{len(data.test_windows(loaded, 64, **TESTED))},")
 
 
 @pytest.mark.parametrize("spoil, words", SPOILED.values(), ids=SPOILED)
@@ -132,7 +135,7 @@ def test_nothing_is_written(folder):
 def test_lost_instances_are_those_of_the_windows(folder):
     edit(lambda d: d["a"]["annotations"].append(annotation("run", 2, 27)))(folder)
     loaded = load_dataset(folder)
-    findings = check_folder(folder, window=96)
+    findings = check_folder(folder, window=96, overlap=0.75, test_overlap=0.25, keep=0.75)
     lost = data.training_windows(loaded, 96).lost
     assert lost > 0 and findings.facts["train windows"].endswith(f"without {lost} of the instances")
     cases = {finding.item: finding for finding in findings.found if finding.kind == "windows"}
@@ -194,7 +197,7 @@ def test_the_layout_of_thumos14(tmp_path, turned):
     assert findings.facts["channels"] == "2048" and findings.facts["stride"] == "4"
     loaded = load_dataset(folder, **options, in_memory=False)
     assert (len(loaded.split("train")), len(loaded.split("test")), loaded.channels) == (3, 2, 2048)
-    windows = data.training_windows(loaded, choose_length(loaded).value)
+    windows = data.training_windows(loaded, choose_length(loaded).value, **TRAINED)
     assert findings.facts["train windows"].startswith(f"{len(windows)},")
     assert loaded.features(HANDFUL[0]).shape[0] == loaded.by_name[HANDFUL[0]].steps
     wrong = check_folder(folder, **options | {"channels_first": not turned})

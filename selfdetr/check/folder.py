@@ -188,8 +188,9 @@ def check_folder(
     folder: str | Path,  # of a data set
     *,
     window: int | None = None,  # steps; None: as `choose_length` would have it
-    overlap: float = 0.75,  # of training windows
-    keep: float = 0.75,  # smallest share of an instance inside a window
+    overlap: float = 0.5,  # of training windows; this and the next two as `selfdetr train` has them
+    test_overlap: float = 0.75,  # of test windows
+    keep: float = 0.5,  # smallest share of an instance inside a window
     release: str | None = None,  # "thumos14", "activitynet13" or "framewise": what the folder does not say itself
     grid: TimeGrid | None = None,  # of all recordings; None: what the folder says
     train: str | Sequence[str] | None = None,  # subsets to train on
@@ -201,7 +202,8 @@ def check_folder(
 
     `DataError` where there is no such folder or release, or no such option; ValueError for windows that cannot be cut.
     """
-    folder, cut = Path(folder), WindowConfig(WindowConfig.length if window is None else window, overlap, keep=keep)
+    folder, length = Path(folder), WindowConfig.length if window is None else window
+    cut = WindowConfig(length, overlap, test_overlap, keep)
     findings = Findings(folder)
     settings = all_settings(folder, release, findings.take, **options)
     files, resize = feature_files(folder, settings), settings.resize

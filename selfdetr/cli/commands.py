@@ -309,8 +309,8 @@ def _add_check(parser: Parser) -> None:
     parser.epilog = "exit status: 0 a training can start, perhaps with warnings; 2 it cannot, or nothing can be read"
     parser.add_argument("folder", help="holds annotations.json, features/ and perhaps dataset.json")
     parser.add_argument("--window", type=steps, help="steps of a window (as train chooses it)")
-    parser.add_argument("--overlap", type=number(least=0, below=1), default=0.75, help="of training windows (0.75)")
-    parser.add_argument("--keep", type=share, default=0.75, help="share of an instance that must be in a window (0.75)")
+    parser.add_argument("--overlap", type=number(least=0, below=1), default=0.5, help="of training windows (0.5)")
+    parser.add_argument("--keep", type=share, default=0.5, help="share of an instance that must be in a window (0.5)")
     parser.add_argument("--release", choices=list(RELEASES), help="what the folder does not say itself")
     parser.add_argument("--fold", help="of a folder with splits or with folders fold1, fold2, ... (each of them)")
     for name, form in (("json", "JSON"), ("markdown", "Markdown")):
