@@ -151,7 +151,7 @@ def feedback_loss(
 ) -> dict[str, Tensor]:  # scalars "feedback_encoder" and "feedback_decoder", unweighted
     """The self-feedback losses (Eqs. 5 and 6); a part without self-attention maps has no term.
 
-    The gradient reaches the self-attention maps and never the cross-attention the guidance is made from.
+    No gradient flows through the guidance to the cross-attention that it is made from.
     """
     if config.guidance == "diversity":
         raise ValueError("guidance 'diversity' is not a guidance but a loss: call selfdetr.diversity.diversity_loss")

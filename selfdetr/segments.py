@@ -78,7 +78,7 @@ def overlapping_pairs(
     a_groups: np.ndarray,  # (n,) integers from 0; only what is in the same group is paired
     b_groups: np.ndarray,  # (m,)
 ) -> tuple[np.ndarray, np.ndarray]:  # (pairs,) number in `a`, ascending, and number in `b`, ascending for each of them
-    "All pairs that share some time, and perhaps a few that do not, in time n log n and what there is to return."
+    "All pairs that share some time, and some that do not, in time n log n and what there is to return."
     m = len(b)
     by_start, by_end = (np.argsort(b[:, i], kind="stable") for i in (0, 1))
     rank = np.empty((2, m), np.int64)
