@@ -74,7 +74,7 @@ gpu: .venv/.ok  ## on a GPU: its numbers against the CPU's, the benchmarks, Tabl
 EXERCISES = ^(0[1-7]|34)_
 
 test: .venv/.ok  ## run every notebook but the studies as a test, then pytest
-	$(BIN)/nbdev_test --n_workers 2 --skip_file_re '$(EXERCISES)'
+	$(BIN)/nbdev_test --n_workers 2 --skip_file_re '$(EXERCISES)|^[_.]'
 	$(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
 KILLS ?= 100
