@@ -28,7 +28,7 @@ from .data.files import DataError, write_whole
 from .data.timegrid import TimeGrid, end_of
 from .data.windows import WindowConfig, window_starts
 from .model import Output, SelfDETR, check_choices
-from .segments import cw_to_se, nms, pairwise_iou, soft_nms
+from .segments import cw_to_se, elementwise_iou, nms, overlapping_pairs, soft_nms
 
 # %% ../nbs/35_inference.ipynb #55e4e442
 @dataclass(frozen=True)
@@ -245,18 +245,18 @@ def _vote(
     kept: pd.DataFrame,  # columns video, start, end, label, score
     raw: pd.DataFrame,  # the same before suppression
     threshold: float,  # IoU, above 0
-) -> pd.DataFrame:  # as `kept`, in the order of its index, with other times
+) -> pd.DataFrame:  # `kept` with other times
     "Segments replaced by means of the raw ones that overlap them, weighted with score and IoU."
-    groups = dict(list(raw.groupby(["video", "label"], sort=False)))
-    parts = []
-    for key, own in kept.groupby(["video", "label"], sort=False):
-        segments, all_segments = (frame[["start", "end"]].to_numpy() for frame in (own, groups[key]))
-        overlap = pairwise_iou(segments, all_segments)
-        weight = np.where(overlap >= threshold, overlap, 0) * groups[key].score.to_numpy()
-        total = weight.sum(1, keepdims=True)
-        times = np.where(total > 0, weight @ all_segments / np.where(total > 0, total, 1), segments)
-        parts.append(own.assign(start=times[:, 0], end=times[:, 1]))
-    return pd.concat(parts).sort_index()
+    groups = pd.concat([kept, raw]).groupby(["video", "label"], sort=False).ngroup().to_numpy()
+    here, there = (frame[["start", "end"]].to_numpy(dtype=float) for frame in (kept, raw))
+    of, voter = overlapping_pairs(here, there, groups[: len(here)], groups[len(here) :])
+    iou = elementwise_iou(here[of], there[voter])
+    weight = np.where(iou >= threshold, iou * raw.score.to_numpy()[voter], 0.0)
+    total = np.bincount(of, weight, len(here))
+    sums = [np.bincount(of, weight * there[voter, i], len(here)) for i in (0, 1)]
+    start, end = (np.where(total > 0, s / np.where(total > 0, total, 1), here[:, i]) for i, s in enumerate(sums))
+    return kept.assign(start=start, end=end)
+
 
 # %% ../nbs/35_inference.ipynb #79e0dfa7
 def merge(

@@ -1,17 +1,15 @@
-"Fusion of windows and of scores against their definitions, and what is refused."
+"Fusion of scores against its definition, and what is refused."
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdetr.data.files import DataError
-from selfdetr.fusion import fuse_scores, fuse_windows, read_video_scores
-from selfdetr.inference import DETECTION_COLUMNS, InferenceConfig, merge
-from selfdetr.segments import elementwise_iou
+from selfdetr.fusion import fuse_scores, read_video_scores
+from selfdetr.inference import DETECTION_COLUMNS
 
 row = st.tuples(st.sampled_from("uv"), st.integers(0, 9), st.integers(0, 5), st.sampled_from("AB"), st.integers(0, 9))
 
@@ -22,24 +20,8 @@ def some_detections(draw, most=25):
     return pd.DataFrame([(v, float(s), float(s + w), c, p / 10) for v, s, w, c, p in rows], columns=DETECTION_COLUMNS)
 
 
-@settings(max_examples=30)
-@given(every=some_detections(), threshold=st.sampled_from([0.3, 0.75, 1.0]))
-def test_fused_windows_are_weighted_means(every, threshold):
-    merged = merge(every, InferenceConfig(nms="hard"))
-    fused = fuse_windows(merged, every, threshold)
-    assert fused.drop(columns=["start", "end"]).equals(merged.drop(columns=["start", "end"]))
-    for old, new in zip(merged.itertuples(), fused.itertuples()):
-        same = every[(every.video == old.video) & (every.label == old.label)]
-        segments = same[["start", "end"]].to_numpy()
-        iou = elementwise_iou(segments, np.array([old.start, old.end]))
-        weight = np.where(iou >= threshold, iou * same.score, 0.0)
-        expected = weight @ segments / weight.sum() if weight.sum() > 0 else (old.start, old.end)
-        assert (new.start, new.end) == pytest.approx(tuple(expected), abs=1e-9)
-
-
 def test_nothing_to_fuse_stays_nothing():
     nothing = pd.DataFrame(columns=DETECTION_COLUMNS).astype({"start": float, "end": float, "score": float})
-    assert fuse_windows(nothing, nothing).empty
     assert fuse_scores(nothing, pd.DataFrame(columns=["video", "label", "score"])).empty
 
 

@@ -209,7 +209,7 @@ def test_voting_moves_segments_among_those_that_vote_and_changes_nothing_else(ev
     for before, after in zip(plain.itertuples(), voted.itertuples()):
         own = every[(every.video == before.video) & (every.label == before.label)]
         segments = own[["start", "end"]].to_numpy()
-        votes = segments[pairwise_iou(np.array([[before.start, before.end]]), segments)[0] >= voting]
-        votes = votes if len(votes) else np.array([[before.start, before.end]])  # one without a length stays
-        low, high, now = votes.min(0), votes.max(0), np.array([after.start, after.end])
-        assert (low - 1e-9 <= now).all() and (now <= high + 1e-9).all()
+        iou = pairwise_iou(np.array([[before.start, before.end]]), segments)[0]
+        weight = np.where(iou >= voting, iou * own.score, 0.0)  # 0 in sum: one without a length, or scores of 0
+        expected = weight @ segments / weight.sum() if weight.sum() > 0 else (before.start, before.end)
+        assert (after.start, after.end) == pytest.approx(tuple(expected), abs=1e-9)
