@@ -184,7 +184,7 @@ class DenoisedOutput(Output):
 
 
 class DINO(VariantDETR):
-    "Self-DETR with contrastive denoising, mixed query selection and anchors that look forward twice."
+    "Self-DETR with contrastive denoising and mixed query selection."
 
     def __init__(self, config: ModelConfig, noise: Denoising = Denoising()):
         if not as_design(config).denoising:

@@ -102,7 +102,7 @@ def read_detector(folder: str | Path) -> DetectorConfig:
     return config_from(DetectorConfig, content, str(path))
 
 # %% ../nbs/38_detector.ipynb #02861456
-Recordings: TypeAlias = Mapping[str, Features] | Iterable[str | Path]  # by name; or files, named by their stems
+Recordings: TypeAlias = Mapping[str, Features] | Iterable[str | Path] | Path  # by name; or files, by their stems
 
 
 def recordings_by_name(
@@ -111,6 +111,8 @@ def recordings_by_name(
     "Recordings with their names. DataError for a name that is there twice."
     if isinstance(recordings, Mapping):
         return dict(recordings)
+    if isinstance(recordings, str | Path):
+        recordings = [recordings]
     named: dict[str, Features] = {}
     for path in recordings:
         if not isinstance(path, str | Path):

@@ -55,7 +55,7 @@ def _need(*names: str) -> None:
         raise DataError(f"ONNX needs packages that are not here ({', '.join(absent)}): pip install 'selfdetr[onnx]'")
 
 # %% ../nbs/37_onnx.ipynb #a9fad73c
-def _stable_sort(x: Any, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:
+def _stable_sort(x: Any, stable: Any = None, *, dim: int, descending: bool = False) -> Any:
     "What PyTorch's stable sort is in ONNX."
     from onnxscript import opset20
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class SimulatorConfig:
     background: float = 0.7  # norm of what the features of one video share, relative to the signal
     boundary: float = 0.15  # standard deviation of where an action is seen to begin and end, relative to its duration
     drift: float = 10.0  # time in which the noise forgets, in seconds
-    distractors: float = 4.0  # flashes of an action's middle, a minute
-    partials: float = 2.0  # actions broken off before their end, a minute; not annotated
+    distractors: float = 4.0  # flashes of an action's middle, a minute; one that would touch an action is left out
+    partials: float = 2.0  # actions broken off before their end, likewise; not annotated
 
 # %% ../nbs/29_simulate.ipynb #549e2971
 def _class_medians(config: SimulatorConfig) -> np.ndarray:  # (classes,) seconds
@@ -256,7 +256,10 @@ def _only_simulated(folder: Path) -> bool:
     features = folder / "features"
     names = {p.name for p in folder.iterdir()} if folder.is_dir() and features.is_dir() else set()
     wanted = {"annotations.json", "dataset.json", "simulated.json", "features"}
-    return names == wanted and {p.suffix for p in features.iterdir()} <= {".npy"}
+    if names != wanted:
+        return False
+    videos = read_json(folder / "annotations.json")["database"]
+    return {p.name for p in features.iterdir()} == {f"{name}.npy" for name in videos}
 
 
 def _move_in(work: Path, folder: Path, recipe: dict[str, Any], renew: bool) -> None:
@@ -267,6 +270,8 @@ def _move_in(work: Path, folder: Path, recipe: dict[str, Any], renew: bool) -> N
             os.replace(folder, replaced)
         os.replace(work, folder)
     except OSError:
+        if replaced.exists() and not folder.exists():
+            os.replace(replaced, folder)
         if not _has_recipe(folder, recipe):  # a second process that made the same folder first is welcome
             raise
     finally:
@@ -287,7 +292,7 @@ def make_dataset(
     folder, config = Path(folder), config or SimulatorConfig()
     database = _simulate_annotations(config, seed) if annotations is None else _read_timing(Path(annotations))
     classes = _label_classes(database)
-    config = SimulatorConfig(**{**asdict(config), "classes": len(classes) if annotations else config.classes})
+    config = replace(config, classes=len(classes)) if annotations else config
     text = json.dumps({"version": "simulated", "database": database})
     recipe = {"seed": seed, "annotations": zlib.crc32(text.encode()), **json.loads(json.dumps(asdict(config)))}
     if _has_recipe(folder, recipe):

@@ -169,7 +169,7 @@ def as_design(config: ModelConfig) -> DesignConfig:
 
 # %% ../nbs/12_variants.ipynb #0655d376
 class VariantDETR(SelfDETR):
-    "A `SelfDETR` with other kinds of attention."
+    "A `SelfDETR` of other parts: attention, projection, and where anchors start."
 
     config: DesignConfig
 

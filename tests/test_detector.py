@@ -66,6 +66,8 @@ def test_raw_files_give_what_the_standardised_data_set_gives(detector, dataset, 
     for path in files:
         own = expected[expected.video == path.stem].drop(columns="video").reset_index(drop=True)
         assert len(own) > 20 and close(detector.detect(path, duration=durations[path.stem]), own)
+    one = detector.detect_many(files[0], duration=durations)
+    assert close(one, expected[expected.video == files[0].stem].reset_index(drop=True))
     together = detector.detect_many(files, duration=durations)
     assert close(together, expected) and together.video.tolist() == expected.video.tolist()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from disks import longest_file
 
-from selfdetr.data import files
-
+from selfdetr import simulate
+from selfdetr.data import files, load_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Path(__file__).parent
@@ -52,3 +52,19 @@ def test_the_parts_of_killed_writers_are_removed_and_those_of_others_are_not(tmp
         os.utime(part, (time.time() - 7200,) * 2)
     files.write_whole(path, "new")
     assert path.read_text() == "new" and not dead.exists() and living.exists() and other.exists()
+
+
+def test_a_simulated_data_set_stays_where_another_cannot_take_its_place(tmp_path, monkeypatch):
+    small = simulate.SimulatorConfig(train_videos=1, test_videos=1, video_seconds=20.0)
+    folder, move = simulate.make_dataset(tmp_path / "made", 0, small), os.replace
+    before = load_dataset(folder).hash()
+
+    def full(source, target):  # moves everything but a new data set
+        if Path(target) == folder and not str(source).endswith("-replaced"):
+            raise OSError("no room")
+        move(source, target)
+
+    monkeypatch.setattr(simulate.os, "replace", full)
+    with pytest.raises(OSError, match="no room"):
+        simulate.make_dataset(folder, 1, small, renew=True)
+    assert load_dataset(folder).hash() == before and list(tmp_path.iterdir()) == [folder]
