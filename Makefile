@@ -13,7 +13,7 @@ DEVICE ?= auto
 DATA_ROOT ?=
 OUT_DIR ?= results
 CLUSTER ?=
-STUDY ?= table1 table1_trained table1_parts table2 table3 table4 table5 table6 tableA1 tableA2 tableA3 controls sensitivity figures
+STUDY ?= table1 table1_trained table1_parts table2 table3 mechanism table4 table5 table6 tableA1 tableA2 tableA3 controls sensitivity figures
 
 # Parallelism comes from worker processes, so each of them keeps to one thread.
 export OMP_NUM_THREADS ?= 1

@@ -45,6 +45,8 @@ def mean_row(
     mask: Tensor | None = None,  # (batch, 1, 1, columns) bool, True = padding of rows and columns
 ) -> Tensor:
     "Every row becomes the mean of the rows that are no padding: complete collapse."
+    if mask is not None and mask.shape[-2] > 1:
+        raise ValueError("maps in which every row hides other columns have no mean row")
     valid = torch.ones_like(probabilities[..., :1]) if mask is None else (~mask).mT.to(probabilities.dtype)
     mean = (probabilities * valid).sum(-2, keepdim=True) / valid.sum(-2, keepdim=True)
     return mean.expand_as(probabilities)
@@ -61,7 +63,7 @@ Part: TypeAlias = Literal["encoder", "decoder"]
 
 def _attentions(model: SelfDETR, part: str) -> list[Any]:
     "The self-attention of each layer. ValueError where there is none with a map that can be replaced."
-    found = [layer.self_attention for layer in getattr(getattr(model, part), "layers", [])]
+    found = [layer.self_attention for layer in getattr(getattr(model, part, None), "layers", [])]
     if not found or not all(hasattr(each, "attend") for each in found):
         raise ValueError(f"the {part} of this model has no self-attention with maps that can be replaced")
     return found

@@ -59,20 +59,26 @@ def test_a_part_that_fails_is_written_down_and_the_next_begins(script, capsys, o
 
 @pytest.mark.parametrize("name", ["gpu"])
 def test_a_table_that_lacks_seeds_is_continued(script, tmp_path, monkeypatch):
-    asked = []
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    now = [0.0]
+    monkeypatch.setattr(script, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    asked, saved = [], tmp_path / "results" / "simulated-full" / "table3.json"
+    saved.parent.mkdir(parents=True)
 
     def reproduce(seeds, options):
+        assert not saved.is_file() or int(saved.read_text()) < seeds, "a table of more seeds is not replaced"
+        saved.write_text(str(seeds))
         asked.append(seeds)
-        script.time.sleep(0.03)
+        now[0] += 10
         return pd.Series([9.0] * 4 * seeds)
 
     monkeypatch.setattr(script, "reproduce", reproduce)
     monkeypatch.setattr(script, "SEEDS", 3)
     monkeypatch.setattr(script, "PARTS", {"table3": (script.table3, 0)})
     options = SimpleNamespace(smoke=False, workers=4, device="cpu", out=str(tmp_path))
-    said = [script.compute("table3", options, script.time.monotonic() + left) for left in (0.02, 60, 60)]
-    assert "unfinished: 1 of 3" in said[0] and "unfinished" not in said[1] and "is there already" in said[2]
-    assert asked == [1, 1, 2, 3]
+    said = [script.compute("table3", options, now[0] + left) for left in (25, 5, 60, 60)]
+    assert "unfinished: 2 of 3" in said[0] and "unfinished" not in said[2] and "is there already" in said[3]
+    assert asked == [1, 2, 1, 1, 2, 3]
 
 
 def test_a_benchmark_is_a_script():

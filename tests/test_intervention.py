@@ -5,12 +5,12 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from models import some_model
+from models import SIZE, some_model
 from torch.testing import assert_close
 
 from selfdetr.attention import attend
 from selfdetr.data.windows import WindowConfig
-from selfdetr.designs import preset
+from selfdetr.designs import make_model, preset
 from selfdetr.diversity import diversity
 from selfdetr.feedback import decoder_guidance, encoder_guidance
 from selfdetr.inference import InferenceConfig, detect_dataset
@@ -77,6 +77,12 @@ def test_parts_without_maps_are_refused():
         Replaced(model, "identity", "decoder")
     with pytest.raises(ValueError, match="choose one of"):
         Replaced(some_model(), "zero", "encoder")
+    ensemble = make_model(preset("recommended", channels=8, classes=3, **SIZE))
+    with pytest.raises(ValueError, match="no self-attention with maps"):
+        Replaced(ensemble, "mean row", "encoder")
+    relational = Replaced(some_model(decoder_self_attention="relational"), "mean row", "decoder")
+    with pytest.raises(ValueError, match="no mean row"):
+        relational(torch.randn(2, 12, 8))
 
 
 def test_a_replaced_model_detects(tiny):

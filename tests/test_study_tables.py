@@ -228,7 +228,7 @@ def test_all_claims_of_all_data_sets_are_on_the_page(tiny_folder, tmp_path):
     page = re.sub(" +", " ", page)
     assert "| better | paper | tiny, smoke |" in page and "| better | paper | other, smoke |" in page
     assert (tmp_path / "claims_table9_smoke.png").is_file()
-    assert "changed since other-smoke was computed" in page
+    assert "changed since these were computed: other-smoke" in page
     (tmp_path / "tiny-smoke" / "table9.json").write_text('{"table": ')
     before = (tmp_path / "claims.md").read_bytes()
     with pytest.raises(ValueError, match=r"table9\.json: not a table .* run its notebook again"):

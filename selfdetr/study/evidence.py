@@ -37,7 +37,7 @@ def _corrected(claims: pd.DataFrame) -> list[str]:
     return [text.partition(" ")[2] for text in shown]  # the ends alone
 
 
-_TABLES = ("table*", "controls", "sensitivity", "recommended*")
+_TABLES = ("table*", "controls", "mechanism", "sensitivity", "recommended*")
 
 
 def gather_claims(results: str | Path = "results") -> pd.DataFrame:
@@ -54,7 +54,7 @@ def gather_claims(results: str | Path = "results") -> pd.DataFrame:
     columns = ["table", "title", "dataset", "profile", "old", *(name for name in Claim.__dataclass_fields__)]
     claims = pd.DataFrame(rows, columns=columns).rename(columns={"mean": "mean_"})
     claims["corrected"] = ""
-    for _, family in claims.groupby("whose"):
+    for _, family in claims.groupby(["whose", "profile"]):
         claims.loc[family.index, "corrected"] = _corrected(family)
     return claims
 
@@ -131,11 +131,10 @@ def _quotable(claims: pd.DataFrame, pooled: pd.DataFrame, most: int = 9) -> Iter
     "Sentences about the paper's claims."
     own = claims[claims.whose == "paper"]
     counts = ", ".join(f"{n} {said}" for said, n in own.verdict.value_counts().items())
-    yield f"- {len(own)} claims of the paper were judged, counted once per data set: {counts}."
-    order = sorted(dict.fromkeys(own[own.unit == "mAP"].table), key=lambda name: (name != "table3", name))
-    mAP = own[own.unit == "mAP"]
-    for text in [text for name in order for text in dict.fromkeys(mAP[mAP.table == name].text)][:most]:
-        joint, single = pooled[pooled.text == text].iloc[:1], own[own.text == text]
+    yield f"- {len(own)} claims of the paper were judged, counted once per data set{': ' * bool(counts)}{counts}."
+    mAP = own[own.unit == "mAP"].sort_values("table", key=lambda name: name.where(name != "table3", ""), kind="stable")
+    for text in list(dict.fromkeys(mAP.text))[:most]:
+        joint, single = pooled[pooled.text == text], own[own.text == text]
         rows = (joint if len(joint) else single).itertuples()
         said = "; ".join(f"{_shown(row)} on {row.dataset}, {row.profile} (**{row.verdict}**)" for row in rows)
         paper = "" if pd.isna(single.paper.iloc[0]) else f" The paper has {single.paper.iloc[0]:+.1f}."
@@ -159,11 +158,11 @@ def _claims_section(claims: pd.DataFrame, pooled: pd.DataFrame, picture: str | N
     text = [f"## {claims.title.iloc[0].rstrip('.')}\n", markdown_table(shown.set_index("claim"))]
     mAP = pooled[pooled.unit == "mAP"]
     if len(mAP):
-        text.append("Between data sets the effects differ by a standard deviation of "
-                    f"{mAP.tau.min():.1f} to {mAP.tau.max():.1f} mAP.\n")
+        spread = " to ".join(dict.fromkeys(f"{tau:.1f}" for tau in (mAP.tau.min(), mAP.tau.max())))
+        text.append(f"Between data sets the effects differ by a standard deviation of {spread} mAP.\n")
     text += [f"![Effects by data set, together, and the paper's]({picture})\n"] if picture else []
     old = sorted({f"{row.dataset}-{row.profile}" for row in claims[claims.old].itertuples()})
-    return text + ([f"The code has changed since {', '.join(old)} was computed.\n"] if old else [])
+    return text + ([f"The code has changed since these were computed: {', '.join(old)}.\n"] if old else [])
 
 # %% ../../nbs/66_evidence.ipynb #c44008fe
 def write_claims(results: str | Path = "results") -> Path:
@@ -173,7 +172,8 @@ def write_claims(results: str | Path = "results") -> Path:
     text = ["# What holds\n", "\n".join(_quotable(claims, pooled)) + "\n"]
     text.append(
         "An effect is the mean difference paired by seed and fold, with its 95 % interval. `corrected` is the interval "
-        "after Holm's correction over all claims of the same side (the paper's, others', ours). `paper` is the effect "
+        "after Holm's correction over all claims of the same side (the paper's, others', ours) and profile; effects of "
+        "several data sets together are not corrected. `paper` is the effect "
         f"that the paper reports. Effects below {SMALLEST:g} mAP are too small to matter. `64_statistics` has the "
         "rules.\n"
     )

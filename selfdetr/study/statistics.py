@@ -23,7 +23,7 @@ SMALLEST = 1.5  # mAP, the smallest effect of interest
 
 def verdict(
     difference: Mapping[str, float | None],  # low and high: the ends of an interval, or None
-    paper: float | None = None,  # the effect that the paper reports, above 0
+    paper: float | None = None,  # the effect that the paper reports
     smallest: float | None = None,  # effect of interest; None: every effect is of interest
     margin: float | None = None,  # the claim is "no more than this"
 ) -> str:

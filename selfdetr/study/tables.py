@@ -25,7 +25,7 @@ from .cache import Run
 from .compute import source_hash
 from .pool import run_all
 from .spec import data_name, make_spec, open_folds
-from .statistics import Claim, Whose, judge_claim
+from .statistics import Claim, Whose, judge_claim, show_effect
 
 # %% ../../nbs/65_tables.ipynb #be1f1207
 def _with_interval(values: Sequence[float], folds: Sequence[str]) -> str:
@@ -47,9 +47,8 @@ def _show_row(row: Mapping[str, Any], seeds: int, folds: Sequence[str]) -> dict[
     text |= {f"mAP@{t}": _with_interval(row["mAP"][t], folds) for t in few}
     n = count_runs(seeds, len(folds)) if folds else str(seeds)
     text |= {"average": _with_interval(row["average"], folds), "n": n, "difference": ""}
-    if delta := row["delta"]:
-        between = "" if delta["low"] is None else f" [{delta['low']:+.1f}, {delta['high']:+.1f}]"
-        text["difference"] = f"{delta['mean']:+.1f}{between}"
+    if row["delta"]:
+        text["difference"] = show_effect(row["delta"], "mAP")
     return text
 
 # %% ../../nbs/65_tables.ipynb #b96fed02
