@@ -101,7 +101,7 @@ def made(*arguments):
 def test_what_is_run_by_default_is_what_is_in_results():
     """A fresh clone that reproduces replaces no table by one of fewer seeds; a first look has its own folder."""
     tables = [json.loads(path.read_text()) for path in ROOT.glob("results/*/table3.json")]
-    [seeds] = {len(table["seeds"]) for table in tables}
+    [seeds] = {len(table["seeds"]) for table in tables if not table.get("folds")}
     for path in STUDIES:
         [tagged] = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
         default = {node.target.id: ast.literal_eval(node.value) for node in tree(tagged).body}
