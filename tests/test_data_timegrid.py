@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfdetr.data.files import DataError
-from selfdetr.data.timegrid import TimeGrid
+from selfdetr.data.timegrid import TimeGrid, parse_time
 
 
 @given(fps=st.floats(0.5, 240), stride=st.floats(0.5, 64), snippet=st.floats(0.5, 64),
@@ -45,3 +45,24 @@ def test_the_formula():
 def test_impossible_grids_are_refused(field, value):
     with pytest.raises(DataError, match=field):
         TimeGrid(**{"fps": 30, field: value})
+
+
+@pytest.mark.parametrize("fps, nominal", [(24000 / 1001, 24), (25, 25), (30000 / 1001, 30), (60000 / 1001, 60)])
+def test_time_codes_count_whole_frames_a_second_or_drop_numbers(fps, nominal):
+    hour = 3600 * nominal / fps  # 3603.6 s at the rates of television: every frame has a number
+    assert parse_time("01:00:00:00", fps) == pytest.approx(hour, abs=1e-9)
+    assert parse_time("01:00:00:10", fps) == pytest.approx(hour + 10 / fps, abs=1e-9)
+    assert parse_time("01:00:00;10", fps) == pytest.approx(3600 + 10 / fps, abs=1e-9)
+    with pytest.raises(DataError, match="is none at"):
+        parse_time(f"0:00:00:{nominal}", fps)
+
+
+def test_a_rate_as_measured_is_nearly_the_nominal_one():
+    assert parse_time("01:00:00:00", 25.001) == pytest.approx(3600, abs=0.2)
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+@pytest.mark.parametrize("text", ["{}:00", "{}:00:00", "{}:00:00:00", "0:00:00:{}", "{}", "0:{}"])
+def test_a_time_of_many_digits_is_refused(text, digits):
+    with pytest.raises(DataError, match="time '9|time '0:"):
+        parse_time(text.format("9" * digits), 25.0)

@@ -72,8 +72,8 @@ def parse_rate(
 
 # %% ../../nbs/22_timegrid.ipynb #02c00009
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}|(?<!:)\d+):(\d{1,2}(?:\.\d*)?)", re.ASCII)
-_FRAMES = re.compile(r"(\d+):(\d{1,2}):(\d{1,2})[:;](\d+)", re.ASCII)
+_CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,2}|(?<!:)\d{1,9}):(\d{1,2}(?:\.\d*)?)", re.ASCII)
+_FRAMES = re.compile(r"(\d{1,9}):(\d{1,2}):(\d{1,2})([:;])(\d{1,9})", re.ASCII)
 
 
 def _clock_seconds(hours: str | None, minutes: str, seconds: str) -> float | None:
@@ -98,9 +98,10 @@ def parse_time(
     if match := _FRAMES.fullmatch(text):
         if fps is None:
             raise DataError(f"time {shown(text)} ends in frames; give their rate: fps=... (--fps ...)")
-        seconds, frame = _clock_seconds(*match.groups()[:3]), int(match[4])
-        if seconds is not None and frame < math.ceil(fps):
-            return seconds + frame / fps
+        seconds, frame = _clock_seconds(*match.groups()[:3]), int(match[5])
+        numbered = max(1, math.floor(fps + 0.5))  # frames in a second of the code
+        if seconds is not None and frame < numbered:
+            return (seconds * numbered + frame) / fps if match[4] == ":" else seconds + frame / fps
         raise DataError(f"time {shown(text)} is none at {fps:g} frames a second; write h:m:s:frame, frames from 0")
     comma = ", with a point instead of the comma" if re.fullmatch(r"[\d:.]*,\d+", text) else ""
     raise DataError(f"time {shown(text)}; write a number from 0, m:s or h:m:s{comma}")
