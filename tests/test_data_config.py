@@ -71,3 +71,8 @@ def test_the_message_names_field_value_and_choices(values, words):
 def test_settings_take_a_whole_number_for_any_number():
     assert config_from(Settings, {"fps": 25, "subsets": {"train": ["a", "b"]}}, "").subsets.train == ("a", "b")
     assert isinstance(config_from(Settings, {"fps": 25}, "").fps, float)
+
+
+def test_a_whole_number_that_is_too_large_is_said_to_be_that():
+    with pytest.raises(DataError, match=r"steps is 10{13}; write a whole number, no larger than 1e\+12"):
+        config_from(Outer, {"steps": 10**13}, "x.json")

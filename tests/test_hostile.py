@@ -35,7 +35,8 @@ from selfdetr.check import check_folder, import_segments
 from selfdetr.data import DataError, TimeGrid, WindowConfig, load_dataset, read_annotations
 from selfdetr.data.annotations import labels_in_one_form
 from selfdetr.data.features import FeatureFiles, check_features, read_features
-from selfdetr.data.files import read_json
+from selfdetr.data.files import read_json, shown
+from selfdetr.data.framewise import _read_bundle, read_labels, read_mapping
 from selfdetr.data.releases import PLACES, all_settings, describe_videos  # fmt: skip
 from selfdetr.data import test_windows as windows_for_testing
 from selfdetr.detector import Detector
@@ -814,6 +815,21 @@ def test_many_names_in_another_unicode_form_take_little_time(folder):
     assert not any(FeatureFiles(folder / "features").path(name).exists() for name in names[:100])
     rows = {"a": [(0.0, 1.0, f"\u00fc{i}") for i in range(20_000)]}
     assert labels_in_one_form(rows, [], {}) == rows and time.process_time() - started < 5
+
+
+def test_frame_wise_files_of_many_distinct_lines_take_little_time(tmp_path):
+    lines, started = [f"{i} label_{i}" for i in range(30_000)], time.process_time()
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    for read in (read_labels, read_mapping, _read_bundle):
+        assert len(read(tmp_path / "lines.txt")) == 30_000
+    assert time.process_time() - started < 4
+
+
+def test_nested_values_are_shown_short():
+    deep = "a" * 100
+    for _ in range(4):
+        deep = [{f"{'k' * 100}{i}": deep for i in range(9)}] * 9
+    assert len(shown(deep)) == 243 and len(shown("a" * 1000)) == len(shown(10**300)) == 60
 
 
 @pytest.mark.parametrize("key", ["duration", "subset", "annotations"])

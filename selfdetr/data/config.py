@@ -97,7 +97,8 @@ def value_as(
         return finite_number(value, where, name)
     fits = type(value) is kind and (kind is not int or abs(value) <= LARGEST)
     if kind in _LIKE and not fits:
-        raise DataError(f"{where}: {name} is {shown(value)}; write {_LIKE[kind]}")
+        limit = f", no larger than {LARGEST:g}" * (type(value) is kind)
+        raise DataError(f"{where}: {name} is {shown(value)}; write {_LIKE[kind]}{limit}")
     return value
 
 # %% ../../nbs/21_config.ipynb #e98342c0

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Problem', 'LONGEST_COMPARED', 'LARGEST_TEXT', 'CONTROL', 'DataError', 'strict', 'trying', 'shown', 'brief',
-           'similar_name', 'one_of', 'as_names', 'find_data', 'regular_file', 'read_text', 'parse_json', 'read_json',
-           'inside', 'video_name', 'same_form', 'other_forms', 'in_form_there', 'cannot_write', 'check_writable',
-           'sync_folder', 'write_whole', 'checksum', 'check_output', 'keep_apart', 'one_line']
+           'similar_name', 'one_of', 'folder_name', 'as_names', 'find_data', 'regular_file', 'read_text', 'parse_json',
+           'read_json', 'inside', 'video_name', 'same_form', 'other_forms', 'in_form_there', 'cannot_write',
+           'check_writable', 'sync_folder', 'write_whole', 'checksum', 'check_output', 'keep_apart', 'one_line']
 
 # %% ../../nbs/20_files.ipynb #c111b61c
 import contextlib
@@ -52,12 +52,13 @@ def trying(problem: Problem, kind: str, item: str) -> Iterator[None]:
 # %% ../../nbs/20_files.ipynb #7be2d104
 def shown(
     value: Any,  # from a file
-    letters: int = 60,  # of a text, about
+    letters: int = 60,  # of a text, about; of a list or an object up to four times as many
 ) -> str:
     "A value as it would be written, in one short printable line."
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother, short.maxlong = 3, letters, letters, letters
-    return short.repr(value)
+    text = short.repr(value)
+    return text if len(text) <= 4 * letters else f"{text[: 4 * letters]}..."  # a list of many texts
 
 
 def brief(value: Any, letters: int = 60) -> str:
@@ -88,6 +89,11 @@ def one_of(
     names = list(names)
     near = similar_name(name, names)
     return (f"did you mean {shown(near)}? It" if near else "it") + f" is one of {', '.join(map(brief, names))}"
+
+
+def folder_name(folder: Path) -> str:
+    "The name that a folder is known by, also where its path is `.` or ends in `..`."
+    return Path(os.path.abspath(folder)).name
 
 
 def as_names(given: str | Iterable[str]) -> list[str]:
@@ -179,7 +185,8 @@ def parse_json(
         content = dict(pairs)
         if len(content) < len(pairs):
             for name in (name for name, times in Counter(name for name, _ in pairs).items() if times > 1):
-                what = f"{'video' if isinstance(content[name], dict) else 'entry'} {shown(name)}"
+                keys = set(content[name]) if isinstance(content[name], dict) else set()
+                what = "video " * bool(keys & {"subset", "duration", "annotations"}) + shown(name)
                 problem("listed twice", where, DataError(f"{where}: {what} is listed twice; keep one of the two"))
         return content
 
@@ -204,7 +211,7 @@ def read_json(
     "The object in a JSON file. `DataError` as `read_text` and `parse_json`, and when it is no object."
     content = parse_json(read_text(path), str(path), problem)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a {type(content).__name__}, not an object; see the layout of annotations.json")
+        raise DataError(f"{path}: holds a {type(content).__name__}, not an object; write {{...}}")
     return content
 
 # %% ../../nbs/20_files.ipynb #9ea1573c

@@ -32,9 +32,11 @@ def read_labels(
     path: Path,  # one label a line, a line a frame
 ) -> list[str]:
     "The label of each frame. `DataError` for a file that cannot be read, an empty one, and what is no label."
-    labels = _lines_of(path)
-    for label in dict.fromkeys(labels):
-        class_name(label, f"{path}, line {labels.index(label) + 1}", "label")
+    labels, first = _lines_of(path), dict[str, int]()
+    for line, label in enumerate(labels, 1):
+        first.setdefault(label, line)
+    for label, line in first.items():
+        class_name(label, f"{path}, line {line}", "label")
     return labels
 
 # %% ../../nbs/24_framewise.ipynb #d2d6a13f
@@ -53,14 +55,15 @@ def read_mapping(
     path: Path,  # mapping.txt
 ) -> list[str]:
     "The labels in the order of their numbers. `DataError` for a line of another form, and for a repetition."
-    labels = dict[int, str]()
+    labels, seen = dict[int, str](), set[str]()
     for line, text in enumerate(_lines_of(path), 1):
         where, (number, *label) = f"{path}, line {line}", text.split(maxsplit=1)
         if not label or not re.fullmatch("[0-9]{1,9}", number):
             raise DataError(f"{where}: {shown(text)} is no number and label; write a line such as '{line - 1} cut'")
-        if int(number) in labels or label[0] in labels.values():
+        if int(number) in labels or label[0] in seen:
             raise DataError(f"{where}: {shown(text)} repeats a number or a label; give each label a number of its own")
         labels[int(number)] = class_name(label[0], where, "label")
+        seen.add(label[0])
     return [labels[number] for number in sorted(labels)]
 
 # %% ../../nbs/24_framewise.ipynb #8d288631
@@ -79,14 +82,14 @@ def split_numbers(
 
 def _read_bundle(path: Path) -> list[str]:
     "The videos that a bundle names. `DataError` for one that is named twice, and that cannot be named so."
-    names = list[str]()
+    names = dict[str, None]()
     for line, text in enumerate(_lines_of(path), 1):
         file, where = PurePosixPath(text.replace("\\", "/")).name, f"{path}, line {line}"
         name = video_name(file.removesuffix(".txt"), where)
         if name in names:
             raise DataError(f"{where}: video {shown(name)} is listed twice; keep one of the lines")
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
 
 # %% ../../nbs/24_framewise.ipynb #492b46f6
 def _refuse_shared(bundles: Mapping[str, Collection[str]], where: Path) -> None:
