@@ -8,6 +8,7 @@ from sports import annotation, edit, write
 
 from selfdetr.check.findings import Findings
 from selfdetr.check.folder import check_folder
+from selfdetr.data.files import DataError
 
 
 def test_a_message_is_not_cut_inside_a_name(folder):
@@ -37,3 +38,8 @@ def test_severities_come_in_order_and_pipes_do_not_break_tables():
     assert findings.table.severity.tolist() == ["error", "warning", "note"]
     rows = [line for line in findings.markdown().splitlines() if line.startswith("|")]
     assert len(rows) == 5 and all(row.replace("\\|", "").count("|") == 5 for row in rows)
+
+
+def test_a_finding_about_the_whole_folder_has_its_name(tmp_path):
+    (findings := Findings(tmp_path)).take("settings", str(tmp_path), DataError(f"{tmp_path}: has no rate; write one"))
+    assert findings.found == [("error", "settings", tmp_path.name, "has no rate", "write one")]

@@ -31,6 +31,30 @@ def test_quirks_are_handled_and_counted(folder):
     assert "\n" not in loaded.summary() and "beyond their video, dropped: 2" in loaded.summary()
 
 
+def test_two_actions_that_are_one_when_clipped_are_one(folder):
+    edit(lambda d: items(d, "b").extend([annotation("run", 15, 20.4), annotation("run", 15, 21)]))(folder)
+    found = read_annotations(folder)
+    assert found.report["duplicate"] == ["b: run 15-21 s"] and found.videos[1].segments[2:].tolist() == [[15, 20]]
+
+
+def test_a_label_that_is_a_number_is_not_said_to_be_missing(folder):
+    edit(lambda d: items(d, "b").append(annotation(0, 1, 2)))(folder)
+    with pytest.raises(DataError, match="annotation 2: label is 0; write one line"):
+        read_annotations(folder)
+
+
+def test_a_folder_that_is_called_by_a_point_has_its_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    found, loaded = read_annotations("."), load_dataset(".")
+    assert found.summary().startswith("sports: 3 training") and loaded.summary().startswith("sports: 3 training")
+    other = load_dataset("../sports")
+    for refused in (lambda: found.split("val"), lambda: loaded.features("z"), lambda: other.split("")):
+        with pytest.raises(DataError, match="^sports: there is no"):
+            refused()
+    (folder.parent / "linked").symlink_to(folder)
+    assert read_annotations(folder.parent / "linked").summary().startswith("linked: ")
+
+
 def test_without_quirks_nothing_is_reported(folder):
     write(folder)
     np.save(folder / "features" / "e.npy", np.zeros((2, CHANNELS), np.float32))
@@ -162,6 +186,8 @@ def test_judging_needs_neither_subset_nor_duration(entry):
 @pytest.mark.parametrize("content, words", [
     ({}, "has no videos"), ({"database": [1]}, "has no videos"), ({"database": {"a": None}}, "video 'a': is None"),
     ({"database": {"a": {"annotations": 3}}}, "annotations is a int"),
+    ({"database": {"a": {"annotations": False}}}, "annotations is a bool"),
+    ({"database": {"a": {"annotations": {}}}}, "annotations is a dict"),
     ({"database": {"a": {"actions": [[1, 2]]}}}, "no annotations, but \"actions\"")])
 def test_judging_refuses_what_has_no_list_of_annotations(content, words):
     with pytest.raises(DataError, match="the dictionary: ") as caught:

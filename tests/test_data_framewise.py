@@ -218,8 +218,8 @@ REFUSED = {  # fault -> what spoils the folder, options, the file that a finding
                 ["mapping.txt, line 2: 'cut 1' is no number and label", "'1 cut'"]),
     "mapping of one number": (edit("mapping.txt", "1 cut", "0 cut"), {}, "mapping.txt", ["line 2: '0 cut' repeats"]),
     "no mapping": (remove("mapping.txt"), {}, "mapping.txt", ["mapping.txt: cannot be read"]),
-    "no rate": (None, {"fps": None}, "", ["have no frame rate", "dataset.json", "fps=15"]),
-    "no such rate": (None, {"fps": 0}, "", ["fps is 0", "positive number"]),
+    "no rate": (None, {"fps": None}, "salads", ["have no frame rate", "dataset.json", "fps=15"]),
+    "no such rate": (None, {"fps": 0}, "salads", ["fps is 0", "positive number"]),
 }
 
 

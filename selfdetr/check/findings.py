@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..data.files import DataError, brief
+from ..data.files import DataError, brief, folder_name
 from ..report import markdown_table
 
 # %% ../../nbs/45_findings.ipynb #bc66192e
@@ -98,7 +98,7 @@ class Findings:
     def take(self, kind: str, where: str, error: DataError, item: str = "") -> None:
         "Add the error of a reader, whose message begins with `where`: a file, perhaps with a part of it; a `Problem`."
         file, _, part = where.removeprefix(str(self.folder)).lstrip("/").partition(": ")
-        self.add(kind, item or part or file, str(error).removeprefix(where).lstrip(":,/ "))
+        self.add(kind, item or part or file or folder_name(self.folder), str(error).removeprefix(where).lstrip(":,/ "))
 
     def short(self, path: Path) -> str:
         "A path inside the folder, for people."
@@ -122,11 +122,11 @@ class Findings:
         counts = Counter(finding.severity for finding in self.found)
         parts = ", ".join(f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES if counts[s])
         can = "can" if self.ok else "cannot"
-        return f"{self.folder.resolve().name}: {can} be trained on ({parts or 'nothing found'})"
+        return f"{folder_name(self.folder)}: {can} be trained on ({parts or 'nothing found'})"
 
     def to_dict(self) -> dict[str, Any]:
         "Everything as plain values, for JSON."
-        return {"folder": self.folder.resolve().name, "ok": self.ok, "facts": self.facts,
+        return {"folder": folder_name(self.folder), "ok": self.ok, "facts": self.facts,
                 "findings": [finding._asdict() for finding in self.found], "classes": self.classes.T.to_dict()}
 
     def __repr__(self) -> str:

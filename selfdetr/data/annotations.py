@@ -22,8 +22,8 @@ import pandas as pd
 
 from .config import class_name, finite_number, lacking, other_name
 from selfdetr.data.files import (
-    DataError, Problem, as_names, brief, other_forms, read_json, same_form, shown, similar_name, strict, trying,
-    video_name)
+    DataError, Problem, as_names, brief, folder_name, other_forms, read_json, same_form, shown, similar_name, strict,
+    trying, video_name)
 
 # %% ../../nbs/23_annotations.ipynb #b95c5135
 class Entry(NamedTuple):
@@ -54,7 +54,7 @@ def _rate(entry: dict[str, Any], where: str) -> float | None:
 
 
 def _annotations(entry: dict[str, Any], where: str) -> list[Any]:
-    items = entry.get("annotations") or []
+    items = [] if entry.get("annotations") is None else entry["annotations"]
     other = other_name(entry, "annotations") if entry.get("annotations") is None else None
     if other and isinstance(entry[other], list) and any(isinstance(item, (dict, list)) for item in entry[other]):
         raise lacking(entry, "annotations", where, "a list")
@@ -146,7 +146,7 @@ def parse_instance(
         raise DataError(f"{where}: starts at {start:g} s, before the video; correct or remove it")
     if end < start:
         raise DataError(f"{where}: ends at {end:g} s, before its start at {start:g} s; correct or remove it")
-    if not item.get("label"):
+    if item.get("label") in (None, ""):
         raise lacking(item, "label", where, "the name of a class")
     return start, end, class_name(item["label"], where, "label")
 
@@ -204,24 +204,24 @@ def clean_instances(
     min_seconds: float = 0.0,  # shorter instances are left out
 ) -> list[Instance]:  # in the file's order
     "The usable instances of one video, within `[0, duration]`."
-    kept: dict[Instance, Instance] = {}
+    kept = dict[Instance, None]()
     for start, end, label in instances:
-        case = f"{name}: {label} {start:g}-{end:g} s"
+        case, within = f"{name}: {label} {start:g}-{end:g} s", (start, min(end, duration), label)
         if label in ignore_labels:
             note(report, "ignored", case)
         elif start == end:
             note(report, "no length", case)
-        elif (start, end, label) in kept:
+        elif within in kept:
             note(report, "duplicate", case)
         elif start >= duration:
             note(report, "beyond", case)
-        elif min(end, duration) - start < min_seconds:
+        elif within[1] - start < min_seconds:
             note(report, "short", case)
         else:
             if end > duration:
                 note(report, "clipped", case)
-            kept[start, end, label] = (start, min(end, duration), label)
-    return list(kept.values())
+            kept[within] = None
+    return list(kept)
 
 # %% ../../nbs/23_annotations.ipynb #1d000007
 def labels_in_one_form(
@@ -246,7 +246,7 @@ def _unknown_label(label: str, videos: Sequence[str], names: Sequence[str], wher
     often = f" ({len(videos)} times)" * (len(videos) > 1)
     near = similar_name(label, names)
     some = ", ".join(map(brief, names[:30])) + ", ..." * (len(names) > 30)
-    advice = f"did you mean {shown(near)}?" if near else f"the classes are {some};"
+    advice = f"did you mean {shown(near)}?" if near else f"the classes are {some}."
     return DataError(f"{where}: video {shown(videos[0])} has the unknown label {shown(label)}{often}; {advice} "
                      "Correct it, or add it to the classes or to ignore_labels")
 
@@ -368,7 +368,7 @@ class VideoSet:
     ) -> list[Any]:
         "The videos of one split, in the file's order."
         if name not in (None, "train", "test"):
-            raise DataError(f"{self.folder.name}: there is no split {name!r}; ask for \"train\" or \"test\"")
+            raise DataError(f"{folder_name(self.folder)}: there is no split {name!r}; ask for \"train\" or \"test\"")
         return [video for video in self.videos if name in (None, video.split)]
 
     def ground_truth(
@@ -386,8 +386,8 @@ class VideoSet:
         "One line: what there is, and what was handled."
         counts = {split: len(self.split(split)) for split in ("train", "test")}
         instances = sum(len(video.labels) for video in self.videos)
-        return (f"{self.folder.name}: {counts['train']} training and {counts['test']} test videos, {instances} "
-                f"instances, {len(self.classes)} classes. Handled: {report_line(self.report)}")
+        return (f"{folder_name(self.folder)}: {counts['train']} training and {counts['test']} test videos, "
+                f"{instances} instances, {len(self.classes)} classes. Handled: {report_line(self.report)}")
 
 # %% ../../nbs/23_annotations.ipynb #af38cd02
 @dataclass(frozen=True, eq=False)

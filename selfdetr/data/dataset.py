@@ -21,7 +21,7 @@ import numpy as np
 from .annotations import AnnotatedVideo, Entry, Report, VideoSet, note
 from .features import (
     FeatureFiles, check_channels, check_feature_folder, check_features, feature_files, find_files, in_blocks)
-from .files import DataError, in_form_there, one_of, other_forms, shown
+from .files import DataError, folder_name, in_form_there, one_of, other_forms, shown
 from .framewise import check_label_length, split_numbers
 from .releases import all_settings, compare_rates, describe_videos, grid_for, stated_rates
 from .timegrid import TimeGrid
@@ -76,12 +76,12 @@ class Dataset(VideoSet):
         if name not in self.by_name:
             name = other_forms([name], self.by_name).get(name, name)
         if name not in self.by_name:
-            raise DataError(f"{self.folder.name}: there is no video {name!r}; see the names in .videos")
+            raise DataError(f"{folder_name(self.folder)}: there is no video {name!r}; see the names in .videos")
         video = self.by_name[name]
         if self.array is not None:
             return self.array[video.offset : video.offset + video.steps]
         if self.source is None:
-            raise DataError(f"{self.folder.name}: the data set was made without features")
+            raise DataError(f"{folder_name(self.folder)}: the data set was made without features")
         return self.source(name)
 
     def summary(self) -> str:
@@ -228,7 +228,8 @@ def standardise(
 ) -> Dataset:  # the same one, its array changed in place
     "Bring every channel to mean 0 and deviation 1 over the training recordings; a constant channel becomes 0."
     if dataset.array is None:
-        raise DataError(f"{dataset.folder.name}: mapped features cannot be standardised; load with in_memory=True")
+        name = folder_name(dataset.folder)
+        raise DataError(f"{name}: mapped features cannot be standardised; load with in_memory=True")
     mean, deviation = _mean_and_deviation([dataset.features(video.name) for video in dataset.split("train")])
     dataset.scale = np.stack([mean, np.where(deviation > 0, deviation, 1)]).astype(np.float32)
     dataset.array[:-1] -= dataset.scale[0]
