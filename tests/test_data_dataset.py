@@ -186,7 +186,7 @@ def test_missing_folder_and_wrong_names(dataset, tmp_path):
 def test_a_file_for_a_folder_and_a_folder_for_a_file(folder):
     with pytest.raises(DataError, match="annotations.json: is a file; give the folder that holds it, '.*sports'"):
         load_dataset(folder / "annotations.json")
-    with pytest.raises(DataError, match="a.npy: is a file; give the folder that holds one file of features a video"):
+    with pytest.raises(DataError, match="a.npy: is a file; give the folder that holds one file of features for each"):
         load_dataset(folder, features="features/a.npy")
     with pytest.raises(DataError, match="features: is a folder; name the file in it"):
         read_json(folder / "features")

@@ -10,7 +10,7 @@ import torch
 from sports import CHANNELS, COMPOSED, DECOMPOSED, database, edit, save
 
 from selfdetr.data.dataset import load_dataset
-from selfdetr.data.features import drop_pages, read_features
+from selfdetr.data.features import FeatureFiles, drop_pages, read_features
 from selfdetr.data.files import DataError
 
 
@@ -137,3 +137,25 @@ def test_changes_to_a_private_map_are_not_dropped(tmp_path):
     features[7] = 1
     drop_pages(features)
     assert features[7].min() == 1 and np.load(tmp_path / "a.npy").max() == 0
+
+
+@pytest.mark.parametrize("kind", ["npy", "pt"])
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>404</html>", b"\x93NU"])
+def test_a_page_that_was_saved_in_place_of_features_is_not_said_to_be_pickled(tmp_path, kind, content):
+    (tmp_path / f"a.{kind}").write_bytes(content)
+    with pytest.raises(DataError, match=f"video 'a': is no .{kind} file; copy or extract it again"):
+        read_features(tmp_path / f"a.{kind}")
+
+
+def test_a_message_names_the_video_and_not_its_file(tmp_path):
+    np.save(tmp_path / "v_b.npy", np.zeros(8))
+    with pytest.raises(DataError, match="v_b.npy: video 'b': has the shape"):
+        FeatureFiles(tmp_path, "v_").read("b")
+    with pytest.raises(DataError, match="v_b.npy: video 'v_b': has the shape"):
+        read_features(tmp_path / "v_b.npy")
+
+
+def test_complex_numbers_do_not_lose_a_part(tmp_path):
+    torch.save(torch.ones(3, 2, dtype=torch.complex64), tmp_path / "a.pt")
+    with pytest.raises(DataError, match="video 'a': holds complex numbers; save real ones"):
+        read_features(tmp_path / "a.pt")

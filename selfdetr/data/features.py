@@ -39,12 +39,20 @@ def _check_archive(path: Path) -> list[zipfile.ZipInfo]:
     return parts
 
 # %% ../../nbs/26_features.ipynb #276354f1
-def _check_header(path: Path) -> None:
-    "DataError for an .npy file of values without size, such as texts of no letters: mapping it ends the process."
+def _refuse_other(path: Path, kind: str, *signs: bytes) -> bytes:
+    "The first bytes of a file. `DataError` where they are neither such a sign nor those of a zip file or a pickle."
     with path.open("rb") as file:
-        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
-            return  # no .npy file: `np.load` says what it is
-        file.seek(0)
+        first = file.read(6)
+    if first and not first.startswith((b"PK", b"\x80", *signs)):  # an empty file is refused as one that is cut short
+        raise DataError(f"{path}: is no .{kind} file; copy or extract it again")
+    return first
+
+
+def _check_header(path: Path) -> None:
+    "DataError for another file, and for values without size, such as texts of no letters: mapping ends the process."
+    if _refuse_other(path, "npy", np.lib.format.MAGIC_PREFIX) != np.lib.format.MAGIC_PREFIX:
+        return  # `np.load` says what it is
+    with path.open("rb") as file:
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         kind = read(file)[2]
@@ -93,8 +101,7 @@ def _read_npz(path: Path) -> np.ndarray:
 # %% ../../nbs/26_features.ipynb #0a58f8d3
 def _read_pt(path: Path) -> np.ndarray:
     "The tensor in a .pt file."
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\3\4"
+    zipped = _refuse_other(path, "pt").startswith(b"PK\3\4")
     stored = [part.file_size for part in _check_archive(path) if "/data/" in part.filename] if zipped else None
     tensor = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(tensor, (dict, list, tuple)):
@@ -108,6 +115,8 @@ def _read_pt(path: Path) -> np.ndarray:
         raise DataError(f"{path}: holds other than one whole tensor; save each recording's alone")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise DataError(f"{path}: shows the same numbers many times over; save a copy of the tensor, with .clone()")
+    if tensor.is_complex():
+        raise DataError(f"{path}: holds complex numbers; save real ones")
     return tensor.detach().float().numpy()
 
 
@@ -121,10 +130,11 @@ _PICKLED = ("pickle", "Python objects", "Object arrays", "WeightsUnpickler", "we
 def read_features(
     path: str | Path,  # the file; its suffix says the format
     channels_first: bool = False,  # the file holds (channels, steps)
+    video: str | None = None,  # whose features they are, for messages; None: the name of the file says it
 ) -> np.ndarray:  # (steps, channels); a read-only map for .npy
     "The array of one feature file. `DataError` when it is missing, cut short, pickled, a bomb, or not a matrix."
     path = Path(path)
-    where = f"{path}: video {shown(path.stem)}"
+    where = f"{path}: video {shown(path.stem if video is None else video)}"
     if (kind := path.suffix[1:]) not in READERS:
         raise DataError(f"{where}: unknown feature format {shown(kind)}; {one_of(kind, READERS)}")
     try:
@@ -174,7 +184,7 @@ class FeatureFiles:
 
     def read(self, video: str) -> np.ndarray:  # (steps, channels); a read-only map for .npy
         "The features of a video. `DataError` as `read_features`."
-        features = read_features(self.path(video), self.channels_first)
+        features = read_features(self.path(video), self.channels_first, video)
         return features if self.resize is None else resize_features(features, self.resize)
 
 
@@ -187,9 +197,9 @@ def feature_files(folder: Path, settings: Settings) -> FeatureFiles:
 def check_feature_folder(folder: Path) -> None:
     "`DataError` unless it is a folder."
     if folder.is_file():
-        raise DataError(f"{folder}: is a file; give the folder that holds one file of features a video")
+        raise DataError(f"{folder}: is a file; give the folder that holds one file of features for each video")
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; put one file of features a video there")
+        raise DataError(f"{folder}: no such folder; put one file of features for each video there")
 
 # %% ../../nbs/26_features.ipynb #b57b6429
 def find_files(
