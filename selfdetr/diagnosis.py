@@ -109,9 +109,10 @@ def background_around(
     "Share of the time one length before and after each instance with nothing annotated; 1 for those of no length."
     start, end = truth["start"].to_numpy(float), truth["end"].to_numpy(float)
     length = end - start
-    apart = end.max(initial=0) - start.min(initial=0) + 2 * length.max(initial=0)
+    first = start.min(initial=0)
+    apart = end.max(initial=0) - first + 2 * length.max(initial=0)
     shift = truth.groupby("video").ngroup().to_numpy() * apart
-    start, end = start + shift, end + shift
+    start, end = start - first + shift, end - first + shift
     order = np.argsort(start, kind="stable")
     reached = np.maximum.accumulate(end[order])
     fresh = np.maximum(start[order], np.append(-np.inf, reached[:-1])[: len(order)])
@@ -283,11 +284,10 @@ class Diagnosis:
     def __str__(self) -> str:
         gains = self.impact["average"].iloc[: len(ERROR_KINDS) - 1]
         first = "".join(f"{note}; " for note in alarms(self.notes)) + f"average mAP {100 * self.mAP.mean():.1f}"
-        missed = 100 * self.false_negatives["missed"].iloc[0]
-        return (
-            f"{first} (protocol {self.protocol}); most to gain from {gains.idxmax()} "
-            f"errors, {100 * gains.max():.1f}; {missed:.1f}% of the instances missed at tIoU {self.profile_tiou:g}"
-        )
+        most = f"most to gain from {gains.idxmax()} errors, {100 * gains.max():.1f}"
+        most = most if gains.max() > 0 else "nothing to gain from any kind of error"
+        missed = f"{100 * self.false_negatives['missed'].iloc[0]:.1f}% of the instances missed"
+        return f"{first} (protocol {self.protocol}); {most}; {missed} at tIoU {self.profile_tiou:g}"
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from .data.annotations import SPELLINGS, Entry, read_entries, subset_key
 from .data.config import LARGEST
-from .data.files import DataError, brief, other_forms, read_json, shown, similar_name
+from .data.files import DataError, as_names, brief, other_forms, read_json, shown, similar_name
 from .report import ALARM
 
 # %% ../nbs/41_protocols.ipynb #13bb56fe
@@ -34,7 +34,8 @@ def _results(source: dict[str, Any] | str | Path) -> dict[str, list[Any]]:
         raise DataError(f"{where} has no 'results' section: it should be ActivityNet-style JSON")
     for video, items in videos.items():
         if not isinstance(items, list):
-            raise DataError(f"{where}, video {shown(video)}: 'results' needs a list a video, not {shown(items)}")
+            problem = f"'results' needs one list for each video, not {shown(items)}"
+            raise DataError(f"{where}, video {shown(video)}: {problem}")
     return videos
 
 # %% ../nbs/41_protocols.ipynb #9a57a4f7
@@ -70,8 +71,9 @@ def _refuse_item(items: dict[str, list[Any]], needed: list[str]) -> NoReturn:
     for video, of_video in items.items():
         for i, item in enumerate(of_video):
             try:
-                start, end = item["segment"]
-                if np.array([start, end], dtype=float).ndim > 1 or _nested([item[c] for c in needed[1:]]):
+                start, end = segment = item["segment"]
+                pair = isinstance(segment, (list, tuple, np.ndarray)) and np.array([start, end], dtype=float).ndim == 1
+                if not pair or _nested([item[c] for c in needed[1:]]):
                     raise ValueError
             except _UNREADABLE:
                 raise DataError(f"{brief(video)}[{i}] is {shown(item)}: it needs {', '.join(needed)}") from None
@@ -183,6 +185,8 @@ class Protocol:
     rule: Rule = "activitynet"  # "thumos14": the challenge's own; see `assign` and `average_precision`
 
     def __post_init__(self) -> None:
+        for name in ("subsets", "videos", "drop_videos", "ignore_labels"):
+            object.__setattr__(self, name, tuple(as_names(getattr(self, name))))
         check_tiou(self.tiou)
         rules = get_args(Rule)
         if self.rule not in rules:

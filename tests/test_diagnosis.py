@@ -231,6 +231,13 @@ def test_upper_limits_belong_to_their_bucket(protocol, instances, expected):
     assert groups.loc["instances", "instances"].to_dict() == expected
 
 
+def test_the_surroundings_do_not_depend_on_where_time_begins():
+    times = pd.DataFrame([("u", -10, -5, "A"), ("u", -4, -2, "A"), ("u", 3, 6, "A"), ("v", -3, 0, "A")], columns=TRUTH)
+    later = times.assign(start=times["start"] + 100, end=times["end"] + 100)
+    for each in (times, later):
+        assert characteristics(each)["context"].tolist() == [0.8, 0.75, 1, 1]
+
+
 def test_lengths_are_not_moved_to_the_next_bucket_by_rounding():
     truth = pd.DataFrame([("u", 5.3, 8.3, "A"), ("u", 20.0, 23.001, "A")], columns=TRUTH)
     assert 8.3 - 5.3 > 3
@@ -306,6 +313,7 @@ def test_empty_tables_have_explicit_values(protocol):
 def test_a_perfect_detector_has_nothing_to_gain():
     result = diagnose(truth, found, durations={"u": 4, "v": 8})
     assert result.mAP.eq(1).all() and result.impact.eq(0).all(axis=None)
+    assert "; nothing to gain from any kind of error; 0.0% of the instances missed" in str(result)
     assert result.false_negatives["missed"].eq(0).all()
     assert result.false_positives["true positive"].eq(1).all() and result.false_positives["detections"].eq(2).all()
     assert result.sensitivity["mAP_N"].eq(result.sensitivity["instances"] > 0).all()

@@ -375,3 +375,16 @@ def test_whole_numbers_meet_their_text():
 def test_a_table_that_cannot_be_read_is_one_clear_error(change, message):
     with pytest.raises(DataError, match=message):
         evaluate(truth, change(found))
+
+
+def test_one_name_in_a_protocol_is_not_a_list_of_letters():
+    one = Protocol("x", subsets="test", videos="u", drop_videos="v", ignore_labels="Ambiguous")
+    assert one == Protocol("x", subsets=("test",), videos=("u",), drop_videos=("v",), ignore_labels=("Ambiguous",))
+    assert Protocol("x", videos=["u", "v"]).videos == ("u", "v")
+
+
+@pytest.mark.parametrize("segment", ["12", b"12", {1: 2.0, 3: 4.0}, {2.0, 3.0}, None])
+def test_a_segment_of_another_kind_is_refused_with_its_place(segment):
+    good = {"segment": np.array([0.0, 1.0]), "label": "A", "score": 1}
+    with pytest.raises(DataError, match=r"u\[1\] is .*: it needs segment, label, score"):
+        evaluate(truth, {"results": {"u": [good, good | {"segment": segment}]}})
