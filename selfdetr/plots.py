@@ -186,8 +186,8 @@ def plot_diversity(
 ) -> np.ndarray:
     """Diversity by layer, one panel for each part of the model and one line per method; returns the axes.
 
-    The band, or the bar, is the 95% interval of the mean over seeds, or over folds where there are several; without it
-    there is only one.
+    The band, or the bar, is the 95% interval of the mean over seeds, or over folds where there are several. A single
+    seed or fold has no interval.
     """
     if "fold" in frame and frame["fold"].nunique() > 1:  # as in `by_fold`
         frame = frame.groupby(["row", "part", "layer", "fold"], sort=False)[value].mean().reset_index()
@@ -230,7 +230,8 @@ def plot_timeline(
     ax: Axes | None = None,
 ) -> Axes:
     """Ground truth (upper lane) and detections (lower lane) of one recording by class, over the time in seconds."""
-    best = detections.sort_values("score", ascending=False, kind="stable").head(limit)
+    wanted = detections if classes is None else detections[detections["label"].isin(list(classes))]
+    best = wanted.sort_values("score", ascending=False, kind="stable").head(limit)
     shown = sorted({*ground_truth["label"], *best["label"]}) if classes is None else list(classes)
     ax = plt.subplots(figsize=(9, min(4, 1.1 + 0.55 * len(shown))), layout="constrained")[1] if ax is None else ax
     top = max(float(best["score"].max()), 1e-9) if len(best) else 1.0
@@ -299,6 +300,11 @@ def plot_losses(
     return grid
 
 # %% ../nbs/44_plots.ipynb #79b94bc1
+def _baseline(table: Mapping[str, Any]) -> str | None:
+    """The name of the first row without a `delta`, to which the others are compared."""
+    return next((row["name"] for row in table["rows"] if not row["delta"]), None)
+
+
 def _summary(table: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Of a table: a frame by row (mean, interval, differences, paper), the differences pair by pair, and the values.
 
@@ -306,7 +312,7 @@ def _summary(table: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, np.ndarr
     """
     seeds = {row["name"]: by_fold(row["average"], table.get("folds", ())) for row in table["rows"]}
     paper = {row["name"]: (row["paper"] or {}).get("average", np.nan) for row in table["rows"]}
-    baseline = next((row["name"] for row in table["rows"] if not row["delta"]), None)
+    baseline = _baseline(table)
     paired = {name: values - seeds[baseline] for name, values in seeds.items() if baseline not in (None, name)}
     records = []
     for row in table["rows"]:
@@ -350,8 +356,9 @@ def _dress(grid: np.ndarray, table: Mapping[str, Any], names: list[str], known: 
     n, dot = count_runs(seeds, folds) if folds else seeds, "fold" if folds > 1 else "seed"
     ours.set_title(f"{_source(table)}, n = {n}", fontsize="medium")
     paper.set_title("the paper", fontsize="medium")
-    base = names[0] if names and names[0] != "baseline" else "the baseline"
-    difference.set_title(f"difference to {drawn(base)}\n{_source(table)}{hollow}", fontsize="medium")
+    base = _baseline(table) or "baseline"
+    base = "the baseline" if base == "baseline" else drawn(base)
+    difference.set_title(f"difference to {base}\n{_source(table)}{hollow}", fontsize="medium")
     ours.set_xlabel(f"average mAP [%]\nsmall: a {dot}; large: mean, 95% interval")
     paper.set_xlabel("average mAP [%]")
     difference.set_xlabel("points of average mAP")

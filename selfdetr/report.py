@@ -110,7 +110,7 @@ class Effect(NamedTuple):
 
     mean: float
     error: float | None  # standard error; None: there are fewer than two values
-    n: int  # values, degrees of freedom and one
+    n: int  # how many values; the degrees of freedom are n - 1
 
     def interval(self, level: float = 0.95) -> dict[str, float | None]:  # mean, low, high
         "Mean and Student's t interval; without an error there is none."

@@ -143,6 +143,9 @@ def test_timeline_lanes_opacity_and_limit():
 def test_timeline_of_given_classes():
     ax = drawable(plots.plot_timeline(TRUTH, FOUND, classes=["b", "unseen"]))
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["b", "unseen"]
+    few = plots.plot_timeline(TRUTH, FOUND, classes=["a", "c"], limit=2)  # b has the best detection
+    assert [len(lane.get_paths()) for lane in few.collections] == [1, 1, 0, 1]
+    assert few.collections[1].get_facecolors()[0, 3] == 1
 
 
 @pytest.mark.parametrize("truth", [TRUTH, TRUTH.head(0)])
@@ -186,6 +189,13 @@ def test_table_draws_the_seeds_their_pairs_and_the_given_interval():
     pairs, interval, mean = difference.lines[:3]
     assert pairs.get_xdata() == pytest.approx([2, 2.1, 2.2])
     assert interval.get_xdata() == pytest.approx([1, 3]) and mean.get_xdata() == pytest.approx([2])
+
+
+def test_the_title_of_a_table_names_the_row_that_others_are_compared_with():
+    rows = table()["rows"]
+    assert plots.plot_table(table())[2].get_title().startswith("difference to the baseline")
+    turned = [row | {"name": row["name"].replace("baseline", "plain")} for row in rows[1:] + rows[:1]]
+    assert plots.plot_table(table() | {"rows": turned})[2].get_title().startswith("difference to plain")
 
 
 def test_table_of_one_seed_has_means_but_no_intervals():
