@@ -7,6 +7,7 @@ import pytest
 from checking import SMALL, kinds, of
 from sports import COMPOSED, DECOMPOSED, annotation, database, edit
 
+from selfdetr.check.annotations import _near_spellings
 from selfdetr.check.folder import check_folder
 
 ITEM = {"video": "a", "segment": [1, 2], "label": "run"}
@@ -119,6 +120,8 @@ def test_many_and_long_names_and_many_near_duplicates_take_little_work(folder, m
     monkeypatch.setattr(difflib, "get_close_matches", counting)
     long = [f"{'a' * 990}{i:04}" for i in range(30)]
     short = [f"{'ab' * 28}{i:04}" for i in range(500)]
+    _near_spellings([chr(0x4E00 + i) for i in range(501)])
+    assert not work  # the pairs are too many
     edit(lambda entries: entries["a"].update(annotations=[annotation(label, 1, 2) for label in long + short]))(folder)
     for classes in (None, ["jump"] + long[:9], ["jump"] + short[:9]):
         findings = check_folder(folder, **SMALL, classes=classes)

@@ -278,6 +278,13 @@ def test_label_files_become_an_annotation_file(salads, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
+def test_the_import_of_one_folder_takes_its_mapping_for_no_recording(salads, tmp_path):
+    flat = shutil.copytree(salads / "groundTruth", tmp_path / "flat")
+    expected = import_labels(flat, tmp_path / "one", fps=10)
+    shutil.copy(salads / "mapping.txt", flat)
+    assert import_labels(flat, tmp_path / "two", fps=10)[1:] == expected[1:]
+
+
 def test_the_import_in_a_shell(salads, tmp_path, capsys):
     labels = str(salads / "groundTruth")
     command = ["data", "import", labels, str(tmp_path / "new")]

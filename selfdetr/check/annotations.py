@@ -113,12 +113,13 @@ def _near_duplicates(
 
 # %% ../../nbs/46_check_annotations.ipynb #2466292a
 def _near_spellings(labels: Sequence[str]) -> list[tuple[str, str]]:
-    "Pairs of short labels that read almost the same; all pairs are compared, so only of up to 8,000 letters in all."
+    "Pairs of short labels that read almost the same; all are compared, so only up to 500 of 8,000 letters in all."
     labels = [label for label in labels if len(label) <= LONGEST_COMPARED]
+    few = len(labels) <= 500 and sum(map(len, labels)) <= 8000
     plain = [re.sub(r"[\W_]+", "", label).casefold() for label in labels]
     digits = [re.sub(r"\D+", " ", label).split() for label in labels]
     pairs = []
-    for j in range(1, len(labels) if sum(map(len, labels)) <= 8000 else 0):
+    for j in range(1, len(labels) if few else 0):
         near = difflib.get_close_matches(plain[j], filter(None, plain[:j]), j, 0.9)
         pairs += [(labels[i], labels[j]) for i in range(j) if plain[i] in near and digits[i] == digits[j]]
     return pairs

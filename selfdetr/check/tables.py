@@ -187,7 +187,7 @@ def _read_rows(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]
 def _parse_rows(
     rows: Sequence[tuple[int, list[str]]], roles: Mapping[str, int], fps: float | None, width: int, path: str | Path
 ) -> list[SegmentRow]:
-    "The rows, each with as many cells as the header is wide. `DataError` names the file and all bad lines."
+    "The rows, each with as many cells as the header is wide. `DataError` names the file and the first wrong lines."
     segments, bad = list[SegmentRow](), list[tuple[int, DataError]]()
     for line, cells in rows:
         try:
@@ -204,7 +204,8 @@ def _parse_rows(
     return segments
 
 # %% ../../nbs/49_import.ipynb #17a00003
-_BEYOND, _HALF = 1.0, 0.5  # seconds that a segment may end after its recording; a share of the segments
+_BEYOND = 1.0  # seconds that a segment may end after its recording
+_HALF = 0.5  # of the segments that do not begin with their recording
 
 
 def _ends_after(row: SegmentRow) -> bool:
@@ -431,7 +432,7 @@ def import_labels(
     fps: float | None,  # labels a second
     background: Sequence[str] | None = None,  # labels that are no action; None: the usual ones
     fold: str | int | None = None,  # the split whose subsets are taken; None: the only one
-    test_share: float | None = None,  # of the videos, where there are no splits; None: 0.2
+    test_share: float | None = None,  # of the videos, drawn even where splits are; None: the split's subsets, or 0.2
     seed: int = 0,  # of that draw
     force: bool = False,  # replace an annotation file that exists
 ) -> Imported:
@@ -440,7 +441,8 @@ def import_labels(
     if fps is None:
         raise DataError(f"{labels}: frame-wise labels have no frame rate; give it: fps=... (--fps ...)")
     place, rate = labels / LABELS if (labels / LABELS).is_dir() else labels, parse_rate(str(fps))
-    files = {video_name(file.name.removesuffix(".txt"), str(place)): file for file in sorted(place.glob("*.txt"))}
+    files = {video_name(file.name.removesuffix(".txt"), str(place)): file for file in sorted(place.glob("*.txt"))
+             if file.name != MAPPING}
     if not files:
         raise DataError(f"{place}: has no label files; give the folder of the .txt files")
     drawn = fold is None and (test_share is not None or not (labels / "splits").is_dir())

@@ -380,7 +380,7 @@ def _add_import(parser: Parser) -> None:
     parser.add_argument("folder", help="of the data set; made if need be")
     parser.add_argument("--fps", type=argument(parse_rate), help="starts and ends are frames at this rate; labels are")
     parser.add_argument("--test-share", type=number(above=0, below=1),
-                        help="of the videos, without a column of subsets, or splits (0.2)")
+                        help="of the videos, drawn even where splits are; not with a column of subsets (0.2)")
     parser.add_argument("--seed", type=number(int, least=0), default=0, help="of that draw (0)")
     parser.add_argument("--column", action="append", type=_parse_column, default=[], metavar="WHAT=NAME",
                         help="such as label=verb")
