@@ -69,10 +69,11 @@ def _check_start() -> None:
     lacking = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         if os.environ.get(name, "1") != "1" and lacking:
-            raise ValueError(f"{name} is {os.environ[name]}, but {', '.join(lacking)} not set; {fix}unset {name}")
+            missing = f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not set"
+            raise ValueError(f"{name} is {os.environ[name]}, but {missing}; {fix}unset {name}")
     tasks, job = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_JOB_NAME")
     if tasks != "1" and job not in ("bash", "interactive"):  # Lightning takes these two for one process
-        raise ValueError(f"SLURM_NTASKS is {tasks}, but so many processes were not started; {fix}sbatch --ntasks=1")
+        raise ValueError(f"SLURM_NTASKS is {tasks}, but they were not started by torchrun; {fix}sbatch --ntasks=1")
 
 
 def make_fabric(
