@@ -113,13 +113,13 @@ def plot_claims(
         plot_forest(_ends(own), _ends(joint), None if pd.isna(paper) else paper, SMALLEST, text, ax=ax)
     used, rest = grid.flat[: len(texts)], grid.flat[len(texts):]
     limits = np.array([ax.get_xlim() for ax in used])
-    lines = {label: line for ax in used for line, label in zip(*ax.get_legend_handles_labels())}
+    labelled = {label: line for ax in used for line, label in zip(*ax.get_legend_handles_labels())}
     for ax in used:  # one scale for all, and one legend
         ax.set_xlim(limits[:, 0].min(), limits[:, 1].max())
         if ax.get_legend():
             ax.get_legend().remove()
-    if lines:
-        figure.legend(lines.values(), lines.keys(), loc="outside lower right", fontsize=8)
+    if labelled:
+        figure.legend(list(labelled.values()), list(labelled), loc="outside lower right", fontsize=8)
     for ax in rest:
         ax.set_visible(False)
     return grid

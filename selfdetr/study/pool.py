@@ -9,6 +9,7 @@ __all__ = ['sweep', 'run_all']
 import contextlib
 import itertools
 import shutil
+import signal
 import threading
 import time
 import traceback
@@ -75,13 +76,15 @@ def _attempt(
 
 # %% ../../nbs/63_pool.ipynb #16d1b002
 _LOST = "a worker process was killed by the system (is memory short? try fewer workers); call again to go on"
+_DEAF = (signal.SIGINT, signal.SIG_IGN)
 
 
 def _in_workers(jobs: Sequence[tuple], workers: int) -> list[str | None]:
     "What `_attempt` returns for each tuple of its arguments; `_LOST` for all of them when a worker was killed."
     try:
         # copy on write: a worker may use the arrays that all of them map as if they were its own
-        return list(Parallel(n_jobs=workers, backend="loky", mmap_mode="c")(delayed(_attempt)(*job) for job in jobs))
+        parallel = Parallel(workers, backend="loky", mmap_mode="c", initializer=signal.signal, initargs=_DEAF)
+        return list(parallel(delayed(_attempt)(*job) for job in jobs))
     except BrokenProcessPool:
         return [_LOST for _ in jobs]
     finally:
