@@ -121,7 +121,7 @@ def reproduce(seeds, options):
                     "out_dir": str(folder.parent)},
     )  # fmt: skip
     done = runs(home / "runs")
-    return done[(done.profile == profile) & (done.dataset == "simulated") & (done["current code"] == True)].seconds  # noqa: E712
+    return done[(done.profile == profile) & (done.dataset == "simulated") & done["current code"].eq(True)].seconds
 
 
 def table3(options, left):

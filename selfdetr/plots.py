@@ -10,6 +10,7 @@ __all__ = ['TRUTH_COLOUR', 'PART_TITLES', 'method_colours', 'method_line', 'plot
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -431,7 +432,7 @@ def plot_forest(
     for y, (mean, low, high) in enumerate(pooled[["mean", "low", "high"]].to_numpy(dtype=float), len(effects)):
         _diamond(ax, y, mean, low, high, "black")
     ax.set(yticks=range(len(names)), yticklabels=map(drawn, names), ylim=(len(names) - 0.5, -0.6), xlabel=unit)
-    ax.set_title(drawn(title), fontsize="medium")
+    ax.set_title(fill(drawn(title), 50), fontsize="medium")
     use_fallbacks(ax)
     return ax
 
