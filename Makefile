@@ -32,7 +32,8 @@ help:  ## list the targets
 	@echo "Setting up .venv (once; a few minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q --no-compile -e '.[dev]'  # what is imported is compiled then: a third of what is installed
+	@$(BIN)/pip install -q --no-compile -e '.[dev]'
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || :  # on all cores, where pip has one; some files are templates
 	@touch $@
 
 # Papermill runs in the repository's root, so OUT_DIR and DATA_ROOT are relative to it. The executed

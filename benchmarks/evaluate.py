@@ -118,7 +118,7 @@ def judge_growth(sizes, path):
     }
     figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
     line = sizes * np.log(sizes)
-    for (kind, make), colour in zip(kinds.items(), ("#0072B2", "#D55E00")):
+    for (kind, make), colour in zip(kinds.items(), ("#0072B2", "#332288")):
         print(f"\n{kind}, 5 tIoUs")
         times = [timed(f"{n:,} detections", 3, evaluate, *make_results(classes=20, instances=n // 12, **make(n)))[1]
                  for n in sizes]  # fmt: skip

@@ -205,7 +205,7 @@ PANELS = {
     "length of a window, steps": ("window", "window-maps", "training", "training-no-maps"),
     "videos": ("index", "check", "search"),
 }
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's
+COLOURS = ("#0072B2", "#332288", "#009E73", "#CC79A7")  # Okabe and Ito's
 
 
 def plot(table, path):
