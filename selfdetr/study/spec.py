@@ -116,6 +116,14 @@ def _dense(length: int) -> dict[str, dict[str, Any]]:
 
 
 DATASETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {  # data set -> profile -> part -> settings
+    "simulated": {
+        "standard": {
+            "data": dict(standardised=False),
+            "model": dict(queries=20),
+            "windows": dict(length=64, keep=0.75),
+            "train": dict(epochs=60, batch=16, weight_decay=1e-4, clip=0.1),
+        },
+    },
     "thumos14": {"quick": {"windows": dict(length=128)}},
     "activitynet13": {
         "smoke": {"windows": _WHOLE},
