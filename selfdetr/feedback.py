@@ -136,8 +136,8 @@ def _cross_maps(output: Output, config: FeedbackConfig) -> Tensor:  # (layers, b
     if config.guidance not in ("other", "shuffled"):
         return output.cross_maps
     if output.cross_maps.shape[1] < 2:
-        raise ValueError(f"guidance {config.guidance!r} takes that of another window, and a batch has only one: "
-                         "larger batches")
+        raise ValueError(f"guidance {config.guidance!r} needs the cross-attention of another window, but this "
+                         "batch has one window; use batches of at least 2")
     cross = output.cross_maps.roll(1, 1)
     if config.guidance == "shuffled":
         queries, steps = (torch.randperm(n, device=cross.device) for n in cross.shape[2:])
@@ -155,6 +155,8 @@ def feedback_loss(
     """
     if config.guidance == "diversity":
         raise ValueError("guidance 'diversity' is not a guidance but a loss: call selfdetr.diversity.diversity_loss")
+    if (len(output.encoder_maps) or len(output.decoder_maps)) and not len(output.cross_maps):
+        raise ValueError("cross_maps has no layers: guidance is made of cross-attention maps; return them from the model")
     terms, cross = {}, _cross_maps(output, config)
     if len(output.encoder_maps):
         aggregated = aggregate_encoder(output.encoder_maps, config.encoder, output.mask)

@@ -43,7 +43,7 @@ def attend_with(
 def mean_row(
     probabilities: Tensor,  # (batch, heads, rows, columns)
     mask: Tensor | None = None,  # (batch, 1, 1, columns) bool, True = padding of rows and columns
-) -> Tensor:
+) -> Tensor:  # as probabilities
     "Every row becomes the mean of the rows that are no padding: complete collapse."
     if mask is not None and mask.shape[-2] > 1:
         raise ValueError("maps in which every row hides other columns have no mean row")
@@ -52,7 +52,10 @@ def mean_row(
     return mean.expand_as(probabilities)
 
 
-def own_step(probabilities: Tensor, mask: Tensor | None = None) -> Tensor:
+def own_step(
+    probabilities: Tensor,  # (batch, heads, rows, columns)
+    mask: Tensor | None = None,  # not used: the diagonal of padding is not read
+) -> Tensor:  # as probabilities
     "The identity: every row attends to itself."
     return torch.eye(probabilities.shape[-1], device=probabilities.device).expand_as(probabilities)
 

@@ -26,7 +26,7 @@ def check_choices(config: Any) -> None:
 # %% ../nbs/03_model.ipynb #0be79b48
 @dataclass(frozen=True)
 class ModelConfig:
-    "Size and shape of a Self-DETR model; the defaults are the paper's (Section 4.2)."
+    "Size and shape of a Self-DETR model; defaults of the paper (Section 4.2), and where it has none of the reference."
 
     channels: int = 2048  # of the input features
     classes: int = 20
@@ -92,8 +92,8 @@ class Encoded(NamedTuple):
 
 # %% ../nbs/03_model.ipynb #a4c2b01f
 def check_input(
-    features: Tensor,
-    mask: Tensor | None,
+    features: Tensor,  # is to be (batch, steps, channels)
+    mask: Tensor | None,  # (batch, steps) bool
     channels: int,
 ) -> None:
     "A ValueError that says what is wrong with the shape of the input."
@@ -147,7 +147,12 @@ class SelfDETR(nn.Module):
             nn.init.zeros_(parameter)
         nn.init.constant_(self.class_head.bias, -torch.log(torch.tensor(99.0, device="cpu")).item())
 
-    def encode(self, features: Tensor, mask: Tensor | None, maps: bool) -> Encoded:
+    def encode(
+        self,
+        features: Tensor,  # (batch, steps, channels)
+        mask: Tensor | None,  # (batch, steps) bool, True = padding
+        maps: bool,  # whether the maps of the layers are kept
+    ) -> Encoded:
         "Hide what stands in the input's padding, project and encode it."
         full_mask = torch.zeros_like(features[..., 0], dtype=torch.bool) if mask is None else mask
         mask = _visible_mask(mask)

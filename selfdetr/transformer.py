@@ -62,7 +62,10 @@ class FeedForward(nn.Module):
         self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.activation, self.norm, self.dropout = nn.PReLU(), nn.LayerNorm(dim), Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,  # (..., dim)
+    ) -> Tensor:  # (..., dim)
         hidden = self.dropout(self.activation(self.linear1(x)))
         return self.norm(x + self.dropout(self.linear2(hidden)))
 
@@ -80,7 +83,13 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(dim, hidden, dropout)
 
-    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None, maps: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        x: Tensor,  # (batch, steps, dim)
+        position: Tensor,  # (batch or 1, steps, dim)
+        mask: Tensor | None,  # (batch, steps) bool, True = padding
+        maps: bool,  # whether the map is returned
+    ) -> tuple[Tensor, Tensor | None]:  # (batch, steps, dim); (batch, steps, steps)
         if self.self_attention is None:
             return self.feed_forward(x), None
         update, attention_map = self.self_attention(x, position, mask, maps)
@@ -147,7 +156,7 @@ class DecoderLayer(nn.Module):
         heads: int,
         hidden: int,
         dropout: float,
-        first: bool,  # the queries have no content yet
+        first: bool,  # before self-attention the queries have no content yet
         self_attention: Attention | None = QueryAttention,
         cross_attention: Attention = CrossAttention,  # called with (dim, heads, dropout, first)
     ):
@@ -210,18 +219,33 @@ class Decoder(nn.Module):
         "The networks that `centre_sine` needs."
         self.query_scale, self.width_scale = MLP(dim, dim, dim), MLP(dim, dim, 1)
 
-    def centre_sine(self, sine: Tensor, content: Tensor, width: Tensor, first: bool) -> Tensor:
+    def centre_sine(
+        self,
+        sine: Tensor,  # (batch or 1, queries, dim) of the anchors' centres
+        content: Tensor,  # (batch or 1, queries, dim)
+        width: Tensor,  # (batch or 1, queries, 1) of the anchors
+        first: bool,  # layer, in which content scales nothing
+    ) -> Tensor:  # (batch or 1, queries, dim)
         "The centre's sine embedding, scaled by content and sharpened by 1 / width."
         scale = self.width_scale(content).sigmoid() / width
         return sine * scale if first else sine * self.query_scale(content) * scale
 
-    def embed(self, anchor: Tensor, content: Tensor, first: bool) -> Anchors:
+    def embed(
+        self,
+        anchor: Tensor,  # (batch or 1, queries, 2) centre and width in (0, 1)
+        content: Tensor,  # (batch or 1, queries, dim)
+        first: bool,  # layer
+    ) -> Anchors:
         "The anchors of a layer as its attentions read them."
         sine = sine_embedding(anchor, content.shape[-1])
         embedded = self.anchor_embedding(sine.flatten(-2))
         return Anchors(anchor, embedded, self.centre_sine(sine[..., 0, :], content, anchor[..., 1:], first))
 
-    def refine(self, content: Tensor, anchor: Tensor) -> Tensor:
+    def refine(
+        self,
+        content: Tensor,  # (..., queries, dim)
+        anchor: Tensor,  # (..., queries, 2) centre and width in (0, 1)
+    ) -> Tensor:  # (..., queries, 2)
         "Anchors moved by the segment head, in logit space."
         return (self.segment_head(content) + logit(anchor)).sigmoid()
 
