@@ -46,9 +46,7 @@ def _over_rows(
     maps = maps.float()
     by_column = _column_distances(maps).amax(-1).clamp(min=0)
     by_row = torch.cdist(maps, maps, p=1).amax(-1)
-    product = by_column * by_row
-    flat = product == 0  # where the root has no finite gradient
-    return torch.where(flat, 1, product).sqrt().where(~flat, 0).amin(-1)
+    return (by_column * by_row).sqrt().amin(-1)
 
 # %% ../nbs/07_diversity.ipynb #09d10005
 class _Support(NamedTuple):

@@ -155,8 +155,6 @@ def feedback_loss(
     """
     if config.guidance == "diversity":
         raise ValueError("guidance 'diversity' is not a guidance but a loss: call selfdetr.diversity.diversity_loss")
-    if (len(output.encoder_maps) or len(output.decoder_maps)) and not len(output.cross_maps):
-        raise ValueError("cross_maps has no layers: guidance is made of cross-attention maps; return them from the model")
     terms, cross = {}, _cross_maps(output, config)
     if len(output.encoder_maps):
         aggregated = aggregate_encoder(output.encoder_maps, config.encoder, output.mask)

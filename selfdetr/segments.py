@@ -180,8 +180,7 @@ def _suppress(
     "Suppression in every group."
     parts = [(np.zeros(0, np.int64), np.zeros(0))]
     for rows, real in _padded_groups(labels):
-        ends = segments[rows].max(-1)  # ends before it starts: empty
-        block = np.where(real, scores[rows], -1.0), segments[rows, 0], ends, rows
+        block = np.where(real, scores[rows], -1.0), segments[rows, 0], segments[rows, 1], rows
         parts.append(_suppress_block(block, factor, min_score, max_keep))
     index, value = (np.concatenate(x) for x in zip(*parts))
     final = np.full(len(scores), -np.inf)

@@ -199,13 +199,6 @@ def test_segments_without_length_suppress_nothing_and_are_not_suppressed():
     assert soft_nms(segments, np.array([0.9, 0.8, 0.7]))[1].tolist() == [0.9, 0.8, 0.7]
 
 
-def test_segments_that_end_before_they_start_are_empty():
-    segments, scores = np.array([[2.0, 6.0], [5.0, 3.0], [3.5, 3.4]]), np.array([0.9, 0.8, 0.7])
-    kept, values = soft_nms(segments, scores)
-    assert kept.tolist() == [0, 1, 2] and values.tolist() == [0.9, 0.8, 0.7]
-    assert nms(segments, scores, iou_threshold=0).tolist() == [0, 1, 2]
-
-
 def test_scores_of_any_sign_in_hard_nms():
     logits = np.array([-3.0, -math.inf, 2.0])
     assert nms(np.array([[0.0, 1], [5, 6], [0, 1]]), logits).tolist() == [2, 1]
