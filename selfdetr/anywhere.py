@@ -71,7 +71,8 @@ def self_feedback(
     """The self-feedback losses (Eqs. 5 and 6) of an output of `transformers`.
 
     The gradient reaches the self-attention maps and never the cross-attention maps the guidance is made from.
-    ValueError if the output has no attention maps.
+    ValueError if the output has no attention maps, for guidance "diversity", and for that of another image in a batch
+    of one. `config.start` has no effect here: add the losses from the step on that you choose.
     """
     maps: Any = attention_maps(outputs)
     return feedback_loss(maps, config)

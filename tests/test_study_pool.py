@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,14 @@ def test_a_failing_run_leaves_no_folder_and_the_others_stay(tiny_folder, tmp_pat
     assert computed == [1] and table.content["seeds"] == [0, 1] and len(visible(tmp_path)) == 4
     again = make_table([{**ROWS[1], "name": "the same by another name"}, *ROWS], 2, tiny_folder, tmp_path)
     assert computed == [1] and again.content["rows"][0]["average"] == again.content["rows"][2]["average"]
+
+
+def test_a_run_found_under_another_name_has_the_spec_that_was_asked_for(finished, tiny, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / finished.folder.name)
+    spec = replace(finished.spec, dataset="elsewhere", fold="2")
+    assert study.run(spec, tiny, runs_root=tmp_path).spec == spec
+    assert pool.run_all([spec], {"2": tiny}, runs_root=tmp_path, workers=1, progress=False)[0].spec == spec
+    assert len(visible(tmp_path)) == 1
 
 
 def test_a_killed_worker_is_one_message_and_a_second_call_goes_on(finished, tiny, tmp_path, monkeypatch):

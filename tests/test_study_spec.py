@@ -281,3 +281,8 @@ def test_mapped_features_are_warned_of_and_not_standardised(tiny_folder, folds_f
         assert mapped.array is None and mapped.scale is None
         assert np.array_equal(mapped.features(name), np.load(place / "features" / f"{name}.npy"))
         assert make_spec(str(folder), "standard", mapped, fold=fold, inner=inner).model.channels == mapped.channels
+
+
+def test_a_folder_has_the_settings_of_the_data_set_that_it_is_named_after():
+    named, placed = make_spec("gtea", "standard", None), make_spec("some/where/gtea", "standard", None)
+    assert replace(placed, dataset="gtea") == named != replace(make_spec("mine", "standard", None), dataset="gtea")

@@ -19,6 +19,7 @@ from small_runs import ROWS, make_table, strict_json
 from selfdetr import study
 from selfdetr.data import DataError
 from selfdetr.study import Run, RunSpec, compute, tables
+from selfdetr.study.evidence import gather_claims
 from selfdetr.study.tables import _markdown
 
 
@@ -33,8 +34,13 @@ def fake_runs(averages, seeds, folds=("",)):
     pairs = [(fold, seed) for fold in folds for seed in seeds]
     diversity = [{"part": "encoder", "layer": 1, "diversity": 1.0}]
     metrics = [
-        {"average": row[i], "mAP": {"0.5": row[i] + 1, "0.7": row[i] - 1}, "test_instances": 9 + len(fold) * i,
-         "diversity": diversity, "protocol": "all"}
+        {
+            "average": row[i],
+            "mAP": {"0.5": row[i] + 1, "0.7": row[i] - 1},
+            "test_instances": 9 + len(fold) * i,
+            "diversity": diversity,
+            "protocol": "all",
+        }
         for i, (fold, _) in enumerate(pairs)
         for row in averages
     ]
@@ -319,3 +325,22 @@ def test_a_table_on_an_inner_split_reads_no_test_recording(tiny_folder, tmp_path
 def test_a_table_of_test_recordings_does_not_say_inner(tiny_folder):
     table = fake_table([[50.0, 51.0], [52.0, 53.0]], tiny_folder)
     assert table.content["inner"] is False and "test instances, seeds" in _markdown(table)
+
+
+def test_a_table_of_other_settings_or_code_is_old(tmp_path):
+    claim = {
+        "text": "a is better",
+        "whose": "ours",
+        "verdict": "open",
+        "evidence": "",
+        "mean": 1.0,
+        "error": None,
+        "n": 1,
+    }
+    about = {"table": "table9", "title": "", "dataset": "simulated", "profile": "quick", "seeds": [0], "rows": []}
+    now = {"source": compute.source_hash(), "settings": tables.settings_hash("simulated", "quick")}
+    for number, change in enumerate(({}, {"settings": "0"}, {"source": "0"})):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        (folder / "table9.json").write_text(json.dumps(about | now | change | {"claims": [claim]}))
+    assert gather_claims(tmp_path).old.tolist() == [False, True, True]

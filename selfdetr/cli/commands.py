@@ -79,11 +79,11 @@ def _say(text: str) -> None:
 def _chosen_spec(options: argparse.Namespace, data: "Dataset", overrides: dict[str, Any]) -> "RunSpec":
     "The spec of a run; what the profile does not know of a folder is chosen from its data, and said."
     from selfdetr.settings import choose_settings
-    from selfdetr.study.spec import DATASETS, make_spec
+    from selfdetr.study.spec import DATASETS, data_name, make_spec
 
     about = (options.dataset, options.profile, data, options.seed)
     spec = make_spec(*about, overrides, options.fold)
-    if options.profile != "standard" or options.dataset in ("simulated", *DATASETS):
+    if options.profile != "standard" or "standard" in DATASETS.get(data_name(options.dataset), {}):
         return spec
     choices = choose_settings(data, spec.windows, spec.train, overrides)
     _say("\n".join(f"{each.name} = {each.value}: {each.reason}" for each in choices))
@@ -137,10 +137,10 @@ def _add_detect(parser: Parser) -> None:
     parser.add_argument("-o", "--output", required=True, type=output_file(), metavar="FILE",
                         help="results JSON as ActivityNet has it")
     frames, score, count = number(above=0, most=1e6), number(least=0, most=1), number(int, least=1, most=10**9)
-    grid = {"fps": (argument(parse_rate), "frames a second, such as 25 or 30000/1001,"),
-            "stride": (frames, "frames a step"), "snippet": (frames, "frames a step looks at")}
+    grid = {"fps": (argument(parse_rate), "frames a second, such as 25 or 30000/1001"),
+            "stride": (frames, "frames from step to step"), "snippet": (frames, "frames that a step covers")}
     for name, (kind, text) in grid.items():
-        parser.add_argument(f"--{name}", type=kind, help=f"{text} of the features, where not as in training")
+        parser.add_argument(f"--{name}", type=kind, help=f"{text}, where the features differ from those of training")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
     parser.add_argument("--min-score", type=score, metavar="S", help="drop detections with a lower score (0 to 1)")
     parser.add_argument("--top", type=count, metavar="N", help="keep the N best detections of each recording")
@@ -378,7 +378,8 @@ def _add_import(parser: Parser) -> None:
     parser.add_argument("table", help="CSV or TSV with the columns video, start, end, label; perhaps subset, duration; "
                         "or a folder of text files, with a label for each frame")
     parser.add_argument("folder", help="of the data set; made if need be")
-    parser.add_argument("--fps", type=argument(parse_rate), help="starts and ends are frames at this rate; labels are")
+    parser.add_argument("--fps", type=argument(parse_rate), help="frames a second; starts and ends are then frames, "
+                        "and files of labels are read at this rate")
     parser.add_argument("--test-share", type=number(above=0, below=1),
                         help="of the videos, drawn even where splits are; not with a column of subsets (0.2)")
     parser.add_argument("--seed", type=number(int, least=0), default=0, help="of that draw (0)")

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -231,13 +231,16 @@ def run(
     device: str = "auto",
     progress: bool = True,
 ) -> Run:
-    "Compute a run, or find it in the cache; a cached one that other code has measured is measured again."
+    """Compute a run, or find it in the cache; a cached one that other code has measured is measured again.
+
+    DataError for a damaged run, ValueError where several processes do not share the cache.
+    """
     data = data or open_dataset(spec.dataset, spec.profile, data_root, spec.fold, spec.inner)
     name = run_hash(spec, data.hash())
     folder, work = Path(runs_root) / name, work_folder(name, runs_root)
     alone = all(int(os.environ.get(name, 1)) <= 1 for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    if alone and not is_due(folder):  # found, without a look at the device
-        return read_run(folder)
+    if alone and not is_due(folder):  # found, without a look at the device; perhaps under another name of its data
+        return replace(read_run(folder), spec=spec)
     fabric = make_fabric(device)
     if fabric.broadcast(is_due(folder)):
         with _locked(name, runs_root) if fabric.is_global_zero else contextlib.nullcontext():
@@ -250,7 +253,7 @@ def run(
                 _settle(work, folder, data, device)
     fabric.barrier()
     check_shared(fabric, folder)
-    return read_run(folder)
+    return replace(read_run(folder), spec=spec)
 
 # %% ../../nbs/62_cache.ipynb #16d1b004
 def runs(runs_root: str | Path = "runs") -> pd.DataFrame:

@@ -20,7 +20,7 @@ from ..plots import plot_forest, save_picture
 from ..report import Effect, markdown_table
 from .compute import source_hash
 from .statistics import SMALLEST, Claim, holm_levels, p_value, pool_effects, show_effect, verdict
-from .tables import read_table, show_number
+from .tables import read_table, settings_hash, show_number
 
 # %% ../../nbs/66_evidence.ipynb #61183484
 def _effect(row: Any) -> Effect:  # row: of the frame of claims
@@ -43,14 +43,16 @@ _TABLES = ("table*", "controls", "mechanism", "sensitivity", "recommended*")
 def gather_claims(results: str | Path = "results") -> pd.DataFrame:
     """Every claim of every table below a folder, with the fields of `Claim`; `mean` is called `mean_`.
 
-    More columns: table, title, dataset, profile, old (computed by other code), corrected (interval, text).
+    More columns: table, title, dataset, profile, old (computed by other code or settings), corrected (interval, text).
     DataError for a file that is no table.
     """
     results, source, rows = Path(results), source_hash(), []
     for path in (path for pattern in _TABLES for path in sorted(results.glob(f"*/{pattern}.json"))):
         table = read_table(path)
         about = {name: table[name] for name in ("table", "title", "dataset", "profile")}
-        rows += [about | {"old": table["source"] != source} | asdict(claim) for claim in table["claims"]]
+        now = settings_hash(table["dataset"], table["profile"])
+        old = table["source"] != source or table.get("settings", now) != now
+        rows += [about | {"old": old} | asdict(claim) for claim in table["claims"]]
     columns = ["table", "title", "dataset", "profile", "old", *(name for name in Claim.__dataclass_fields__)]
     claims = pd.DataFrame(rows, columns=columns).rename(columns={"mean": "mean_"})
     claims["corrected"] = ""
@@ -165,7 +167,7 @@ def _claims_section(claims: pd.DataFrame, pooled: pd.DataFrame, picture: str | N
         text.append(f"Between data sets the effects differ by a standard deviation of {spread} mAP.\n")
     text += [f"![Effects by data set, together, and the paper's]({picture})\n"] if picture else []
     old = sorted({f"{row.dataset}-{row.profile}" for row in claims[claims.old].itertuples()})
-    return text + ([f"The code has changed since these were computed: {', '.join(old)}.\n"] if old else [])
+    return text + ([f"Code or settings have changed since these were computed: {', '.join(old)}.\n"] if old else [])
 
 # %% ../../nbs/66_evidence.ipynb #c44008fe
 def write_claims(results: str | Path = "results") -> Path:

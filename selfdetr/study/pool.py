@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -188,4 +189,5 @@ def run_all(
     if failed:
         some = f"{len(failed)} of {len(specs)} runs failed; the others are kept."
         raise RuntimeError(f"{some}\n{_failure_text(failed, root)}")
-    return [read_run(root / name) for name in names]
+    found = [read_run(root / name) for name in names]
+    return [replace(each, spec=spec) for each, spec in zip(found, specs)]  # its data may have had another name
