@@ -147,13 +147,8 @@ class SelfDETR(nn.Module):
             nn.init.zeros_(parameter)
         nn.init.constant_(self.class_head.bias, -torch.log(torch.tensor(99.0, device="cpu")).item())
 
-    def encode(
-        self,
-        features: Tensor,  # (batch, steps, channels)
-        mask: Tensor | None,  # (batch, steps) bool, True = padding
-        maps: bool,  # whether the maps of the layers are kept
-    ) -> Encoded:
-        "Hide what stands in the input's padding, project and encode it."
+    def encode(self, features: Tensor, mask: Tensor | None, maps: bool) -> Encoded:
+        "Hide what stands in the padding (mask) of features (batch, steps, channels), project and encode them."
         full_mask = torch.zeros_like(features[..., 0], dtype=torch.bool) if mask is None else mask
         mask = _visible_mask(mask)
         if mask is not None:

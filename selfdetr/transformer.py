@@ -219,34 +219,19 @@ class Decoder(nn.Module):
         "The networks that `centre_sine` needs."
         self.query_scale, self.width_scale = MLP(dim, dim, dim), MLP(dim, dim, 1)
 
-    def centre_sine(
-        self,
-        sine: Tensor,  # (batch or 1, queries, dim) of the anchors' centres
-        content: Tensor,  # (batch or 1, queries, dim)
-        width: Tensor,  # (batch or 1, queries, 1) of the anchors
-        first: bool,  # layer, in which content scales nothing
-    ) -> Tensor:  # (batch or 1, queries, dim)
-        "The centre's sine embedding, scaled by content and sharpened by 1 / width."
+    def centre_sine(self, sine: Tensor, content: Tensor, width: Tensor, first: bool) -> Tensor:
+        "Sine embedding (..., queries, dim) of the centres, scaled by content, by 1 / width (..., queries, 1)."
         scale = self.width_scale(content).sigmoid() / width
         return sine * scale if first else sine * self.query_scale(content) * scale
 
-    def embed(
-        self,
-        anchor: Tensor,  # (batch or 1, queries, 2) centre and width in (0, 1)
-        content: Tensor,  # (batch or 1, queries, dim)
-        first: bool,  # layer
-    ) -> Anchors:
-        "The anchors of a layer as its attentions read them."
+    def embed(self, anchor: Tensor, content: Tensor, first: bool) -> Anchors:
+        "The anchors (..., queries, 2) of a layer, centre and width in (0, 1), as its attentions read them."
         sine = sine_embedding(anchor, content.shape[-1])
         embedded = self.anchor_embedding(sine.flatten(-2))
         return Anchors(anchor, embedded, self.centre_sine(sine[..., 0, :], content, anchor[..., 1:], first))
 
-    def refine(
-        self,
-        content: Tensor,  # (..., queries, dim)
-        anchor: Tensor,  # (..., queries, 2) centre and width in (0, 1)
-    ) -> Tensor:  # (..., queries, 2)
-        "Anchors moved by the segment head, in logit space."
+    def refine(self, content: Tensor, anchor: Tensor) -> Tensor:
+        "Anchors (..., queries, 2) moved by the segment head of content (..., queries, dim), in logit space."
         return (self.segment_head(content) + logit(anchor)).sigmoid()
 
     def forward(
