@@ -3,22 +3,20 @@
 Rooms, modules and lines are read from selfdetr/; where a room stands is written here.
 """
 
-import ast
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "selfdetr"
 ROOMS = {  # room -> (modules, in the order in which they may import; left and top of its box)
-    "method (0x)": ("segments attention transformer model matcher losses feedback diversity", 0.0, 0.0),
-    "designs (1x)": ("deformable relational variants scores denoising designs", 0.0, 3.35),
+    "method (0x)": ("segments attention transformer model matcher losses feedback diversity intervention", 0.0, 0.0),
+    "designs (1x)": ("deformable relational variants scores denoising ensemble designs", 0.0, 3.7),
     "data (2x)": ("data.files data.config data.timegrid data.annotations data.framewise data.releases data.features "
                   "data.dataset data.windows simulate", 4.6, 0.0),
     "training (3x)": ("processes checkpoint resume speed trainer settings", 4.6, 3.65),
     "detecting (3x)": ("inference fusion onnx detector", 9.2, 0.0),
     "judging (4x)": ("report protocols evaluation diagnosis plots", 9.2, 2.05),
-    "study (6x)": ("study.spec study.compute study.cache study.pool study.statistics study.tables", 9.2, 4.35),
+    "study (6x)": ("study.spec study.compute study.cache study.pool study.statistics study.tables study.evidence", 9.2, 4.35),
     "checking (4x)": ("check.findings check.annotations check.features check.folder check.tables", 13.8, 0.0),
     "extras (5x)": ("video anywhere", 13.8, 2.35),
     "command (5x)": ("cli.arguments cli.commands", 13.8, 4.35),
@@ -42,22 +40,6 @@ def modules() -> dict[str, int]:
     paths = [path for path in PACKAGE.rglob("*.py") if not path.name.startswith("_")]
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): len(path.read_text().splitlines())
             for path in sorted(paths)}  # fmt: skip
-
-
-def imports() -> dict[str, set[str]]:
-    "Module -> the modules it imports."
-    known, found = modules(), defaultdict(set)
-    for module in known:
-        path = PACKAGE / f"{module.replace('.', '/')}.py"
-        here = ["selfdetr", *module.split(".")[:-1]]
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.ImportFrom):
-                continue
-            base = here[: len(here) + 1 - node.level] if node.level else []
-            own = [*base, *(node.module or "").split(".")]
-            full = [".".join(filter(None, [*own, *tail]))[9:] for tail in [[], *([alias.name] for alias in node.names)]]
-            found[module] |= {each for each in full if each in known}
-    return found
 
 
 def arrow(axes: Any, start: tuple[float, float, float], end: tuple[float, float, float], what: str) -> None:
@@ -105,6 +87,3 @@ def draw(path: Path) -> None:
 
 if __name__ == "__main__":
     draw(ROOT / "docs" / "architecture.png")
-    arrows = imports()
-    count, lines = sum(map(len, arrows.values())), modules()
-    print(f"{count} arrows between {len(lines)} modules of {sum(lines.values()):,} lines")

@@ -34,24 +34,6 @@ def is_progress(output: dict) -> bool:
     return not text.strip() or re.search(r"\d+%\|", text) is not None
 
 
-def picture(path: Path) -> dict:
-    "A Markdown cell that shows a picture file."
-    return {"cell_type": "markdown", "id": path.stem, "metadata": {}, "source": f"![{path.stem}]({path.name})"}
-
-
-def with_pictures(cells: list[dict], path: Path) -> list[dict]:
-    "An executed copy that lost its pictures shows the files its cells saved; those no cell names come last."
-    if any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", [])):
-        return cells
-    files = {file.name: file for file in sorted(path.parent.glob(f"{path.stem}*.png"))}
-    shown = []
-    for cell in cells:
-        shown.append(cell)
-        if cell["cell_type"] == "code":
-            shown += [picture(files.pop(name)) for name in list(files) if name in source(cell)]
-    return shown + [picture(file) for file in files.values()]
-
-
 def notebook(path: Path) -> dict:
     "A notebook as the site shows it: no front matter, no hidden cells, no directives, no progress bars."
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -74,7 +56,6 @@ def notebook(path: Path) -> dict:
     if executed:
         title = source(cells[0]).split("\n", 1)
         cells[0] = cells[0] | {"source": "\n".join([f"{title[0]} ({path.parent.name})", *title[1:]])}
-        cells = with_pictures(cells, path)
     return content | {"cells": cells}
 
 

@@ -114,14 +114,10 @@ def test_cells_are_hidden_marked_and_stripped_as_their_directives_say(tmp_path, 
     assert last["source"] == "f()" and last["metadata"]["tags"] == ["remove-input"]
 
 
-def test_executed_copies_show_pictures(site):
-    for path in (site / "results").rglob("*.ipynb"):
-        original = ROOT / path.relative_to(site)
-        pictures = sorted(file.name for file in original.parent.glob(f"{path.stem}*.png"))
-        shown = [cell for cell in cells(path) if "image/png" in json.dumps(cell.get("outputs", []))]
-        linked = set(re.findall(r"\]\((\w+\.png)\)", "".join(map(gather.source, cells(path)))))
-        assert shown or linked == set(pictures), original
-        assert all((path.parent / file).is_file() for file in linked)
+def test_the_picture_of_the_package_has_every_module():
+    architecture = script("architecture")
+    drawn = " ".join(names for names, _, _ in architecture.ROOMS.values()).split()
+    assert sorted(drawn) == sorted(architecture.modules())
 
 
 def test_a_dead_link_ends_the_gathering(tmp_path, monkeypatch):
