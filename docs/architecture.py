@@ -16,7 +16,8 @@ ROOMS = {  # room -> (modules, in the order in which they may import; left and t
     "training (3x)": ("processes checkpoint resume speed trainer settings", 4.6, 3.65),
     "detecting (3x)": ("inference fusion onnx detector", 9.2, 0.0),
     "judging (4x)": ("report protocols evaluation diagnosis plots", 9.2, 2.05),
-    "study (6x)": ("study.spec study.compute study.cache study.pool study.statistics study.tables study.evidence", 9.2, 4.35),
+    "study (6x)": ("study.spec study.compute study.cache study.pool study.statistics study.tables "
+                   "study.evidence", 9.2, 4.35),
     "checking (4x)": ("check.findings check.annotations check.features check.folder check.tables", 13.8, 0.0),
     "extras (5x)": ("video anywhere", 13.8, 2.35),
     "command (5x)": ("cli.arguments cli.commands", 13.8, 4.35),

@@ -13,7 +13,6 @@ import json
 import math
 import posixpath
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -266,7 +265,7 @@ def _draw_subsets(videos: Sequence[str], share: float, seed: int) -> dict[str, s
 # %% ../../nbs/49_import.ipynb #6a01d83f
 def _one_form(path: str) -> PurePosixPath:
     "A path as paths are compared: / between its parts, none of them . or .., accents combined."
-    return PurePosixPath(posixpath.normpath(unicodedata.normalize("NFC", path.replace("\\", "/"))))
+    return PurePosixPath(posixpath.normpath(same_form(path.replace("\\", "/"))))
 
 
 def _refuse_another(row: SegmentRow, first: SegmentRow, path: str | Path) -> None:
@@ -290,7 +289,7 @@ def _join_rows(segments: Sequence[SegmentRow], path: str | Path) -> dict[str, li
     videos: dict[str, list[SegmentRow]] = {}
     names: dict[str, str] = {}  # with accents combined -> as written first
     for row in segments:
-        rows = videos.setdefault(names.setdefault(unicodedata.normalize("NFC", row.video), row.video), [])
+        rows = videos.setdefault(names.setdefault(same_form(row.video), row.video), [])
         rows.append(row)
         _refuse_another(row, rows[0], path)
         for name in ("subset", "duration"):
