@@ -22,7 +22,7 @@ from selfdetr.data.dataset import load_dataset
 from selfdetr.data.releases import read_settings
 from selfdetr.data.files import find_data
 from selfdetr.data.windows import WindowConfig
-from selfdetr.detector import Detector, export_detector, save_detector
+from selfdetr.detector import Detector, save_detector
 from selfdetr.diagnosis import diagnose
 from selfdetr.evaluation import Evaluation, evaluate
 from selfdetr.inference import InferenceConfig
@@ -492,17 +492,6 @@ def test_bad_files_are_skipped_when_asked_for(place, capsys, monkeypatch):
     assert set(json.loads(Path("found.json").read_text())["results"]) == {"good"}
     assert shown.err.count("skipped: ") == 2 and "wide.npy" in shown.err and "hole.npy" in shown.err
     assert main("detect resized good.npy -o found.json --fps 10 --stride 1 --snippet 1".split()) == 0
-
-
-def test_the_command_takes_an_exported_file(made, detector, recordings, tmp_path):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="the packages of selfdetr[onnx] are not installed")
-    exported, target = export_detector(detector, tmp_path / "model.onnx"), tmp_path / "found.json"
-    assert main(["detect", str(exported), str(recordings[0]), "-o", str(target), "--top", "5"]) == 0
-    entries = json.loads(target.read_text())["results"][recordings[0].stem]
-    best = detector.detect(recordings[0]).head(5)
-    assert [e["label"] for e in entries] == best.label.tolist()
-    assert np.allclose([(*e["segment"], e["score"]) for e in entries], best[["start", "end", "score"]], atol=1e-4)
 
 
 @pytest.mark.parametrize("output", ["{features}/{name}", "{model}/config.json"])

@@ -1,6 +1,7 @@
 "An exported network finds what the model finds; where it runs; what it refuses."
 
 import errno
+import json
 import os
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from models import close, refused, some_model
 
 from selfdetr import onnx
+from selfdetr.cli import main
 from selfdetr.data.timegrid import TimeGrid
 from selfdetr.data.windows import WindowConfig
 from selfdetr.detector import Detector, DetectorConfig, export_detector, write_detector
@@ -79,6 +81,16 @@ def test_an_exported_detector_keeps_cut_and_voting(exported, tmp_path):
     other, found = Detector.load(tmp_path / "model.onnx", "cpu"), changed.detect(values)
     assert other.config == changed.config and close(other.detect(values), found)
     assert not close(found, original.detect(values))
+
+
+def test_the_command_takes_an_exported_file(exported, tmp_path):
+    original, path = exported
+    target, values = tmp_path / "found.json", np.random.default_rng(0).standard_normal((90, 8), dtype=np.float32)
+    np.save(tmp_path / "a.npy", values)
+    assert main(["detect", str(path), str(tmp_path / "a.npy"), "-o", str(target), "--top", "5"]) == 0
+    entries, best = json.loads(target.read_text())["results"]["a"], original.detect(values).head(5)
+    assert len(best) == 5 and [e["label"] for e in entries] == best.label.tolist()
+    assert np.allclose([(*e["segment"], e["score"]) for e in entries], best[["start", "end", "score"]], atol=1e-4)
 
 
 def test_an_exported_file_says_nothing_of_where_it_was_made(exported):
