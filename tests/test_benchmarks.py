@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +9,7 @@ import pandas as pd
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "eager"))
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "eager", "gpu"))
 
 
 @pytest.fixture
@@ -20,16 +18,36 @@ def script(monkeypatch, name):
     return importlib.import_module(name)
 
 
+@pytest.mark.parametrize("name", [*SCRIPTS, "gpu"])
+def test_a_benchmark_is_a_script_with_help(script, capsys):
+    assert Path(script.__file__).read_text().endswith('if __name__ == "__main__":\n    main()\n')
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--help"])
+    assert stop.value.code == 0 and "--smoke" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_benchmark_runs(script, name, capsys, one_thread, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if name == "read_releases" and script.find_data("thumos14") is None:
         pytest.skip("the annotations of THUMOS14 are not here")
-    with pytest.raises(SystemExit) as stop:
-        script.main(["--help"])
-    assert stop.value.code == 0 and "--smoke" in capsys.readouterr().out
     script.main(["--smoke"])
     assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+@pytest.mark.parametrize("name", ["gpu"])
+def test_the_gpu_does_every_part(script, capsys, tmp_path, monkeypatch):
+    """What the parts call is replaced: the scripts run above, `reproduce` in test_notebooks, `correctness` below."""
+    called = lambda name: SimpleNamespace(main=lambda argv: print(name, *argv))  # noqa: E731
+    monkeypatch.setattr(script, "importlib", SimpleNamespace(import_module=called))
+    monkeypatch.setattr(script, "reproduce", lambda seeds, options: pd.Series([9.0] * 4 * seeds))
+    monkeypatch.setitem(script.PARTS, "correctness", (lambda options, left: f"{options.size}, {options.device}", 0))
+    script.main(["--smoke", "--out", str(tmp_path)])
+    written = {path.stem: path.read_text().split("\n", 1) for path in tmp_path.glob("*.txt")}
+    assert list(script.PARTS) == ["correctness", *script.SCRIPTS, "table3"] and set(written) == set(script.PARTS)
+    assert not any("FAILED" in head for head, _ in written.values()) and "FAILED" not in capsys.readouterr().out
+    assert {name: written[name][1].strip() for name in script.SCRIPTS} == {n: f"{n} --smoke" for n in script.SCRIPTS}
+    assert "1 seeds: " in written["table3"][1] and "unfinished" not in written["table3"][1]
 
 
 @pytest.mark.parametrize("name", ["gpu"])
@@ -81,10 +99,11 @@ def test_a_table_that_lacks_seeds_is_continued(script, tmp_path, monkeypatch):
     assert asked == [1, 2, 1, 1, 2, 3]
 
 
-def test_a_benchmark_is_a_script():
-    done = subprocess.run([sys.executable, FOLDER / "several.py", "--smoke", "--json"], capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    clock, processor = json.loads(done.stdout)
+@pytest.mark.parametrize("name", ["several"])
+def test_a_run_in_a_process_of_its_own_prints_its_times(script, capsys, one_thread):
+    """test_scale starts a script as another process does."""
+    script.main(["--smoke", "--json"])
+    clock, processor = json.loads(capsys.readouterr().out)
     assert len(clock) == len(processor) == 2
 
 
