@@ -86,6 +86,14 @@ def one_thread():
 
 
 @pytest.fixture
+def no_pictures_left():
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.fixture
 def peak_bytes():
     "A function that calls another and returns the most bytes held at once meanwhile, and the result."
 

@@ -1,7 +1,6 @@
 """Files of features: nothing in them is run, and several arrays are refused with the way to save one."""
 
 import json
-import pickle
 import re
 
 import numpy as np
@@ -12,22 +11,6 @@ from sports import CHANNELS, COMPOSED, DECOMPOSED, database, edit, save
 from selfdetr.data.dataset import load_dataset
 from selfdetr.data.features import FeatureFiles, drop_pages, read_features
 from selfdetr.data.files import DataError
-
-
-def test_a_pickled_file_is_not_run(folder, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "sprung"), "w"))
-
-    trap = np.array([Trap()], dtype=object)
-    torch.save(Trap(), folder / "features" / "b.pt")
-    np.savez(folder / "features" / "b.npz", trap)
-    np.save(folder / "features" / "b.npy", trap, allow_pickle=True)
-    (folder / "features" / "c.npy").write_bytes(pickle.dumps(Trap()))
-    for name in ("b.pt", "b.npz", "b.npy", "c.npy"):
-        with pytest.raises(DataError, match="pickled"):
-            read_features(folder / "features" / name)
-    assert not (tmp_path / "sprung").exists()
 
 
 def saved_by(message, folder, monkeypatch):

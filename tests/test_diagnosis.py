@@ -246,14 +246,6 @@ def test_lengths_are_not_moved_to_the_next_bucket_by_rounding():
     assert groups.loc["length", "range"].tolist() == ["≤ 3", "3–6", "6–12", "12–18", "> 18"]
 
 
-@given(results(distinct=True), st.randoms(use_true_random=False))
-@steady
-def test_the_order_of_the_detections_does_not_matter(case, random):
-    truth, found = case
-    order = random.sample(range(len(found)), len(found))
-    assert tables_equal(diagnose(truth, found, TIOU), diagnose(truth, found.iloc[order], TIOU))
-
-
 def test_the_order_of_the_tables_and_the_unit_of_time_do_not_matter():
     truth, found = crowd()
     base = diagnose(truth, found, durations=dict.fromkeys(truth["video"], 120.0))

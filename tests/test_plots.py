@@ -10,10 +10,7 @@ from matplotlib.colors import to_hex
 from selfdetr import plots
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("no_pictures_left")
 
 
 def drawable(axes):

@@ -273,6 +273,14 @@ def test_the_package_needs_only_its_run_time_dependencies(path):
     assert used <= installed | set(sys.stdlib_module_names) | {"selfdetr"}
 
 
+def test_no_module_imports_what_only_an_extra_brings():
+    code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *MODULES], capture_output=True, text=True, check=True, cwd=ROOT)
+    imported = {name.partition(".")[0] for name in done.stdout.split()}
+    assert set(MODULES) <= set(done.stdout.split())
+    assert not imported & {"av", "torchvision", "transformers", "onnx", "onnxruntime", "onnxscript", "submitit"}
+
+
 def test_the_readme_shows_committed_pictures_only():
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """The name of a run: what changes it, and what does not. How detections are judged."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -111,8 +112,9 @@ def edit(monkeypatch):
 
 
 def renewed(cached, module):
-    "What a cached function gives, but for a module that has changed."
-    return lambda name, *rest: (cached.__wrapped__ if name == module else cached)(name, *rest)
+    "What a cached function gives, but for a module that has changed, which is read once more."
+    anew = functools.cache(cached.__wrapped__)
+    return lambda name, *rest: (anew if name == module else cached)(name, *rest)
 
 
 def hashes():

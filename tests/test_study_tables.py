@@ -7,7 +7,6 @@ import re
 import shutil
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,10 +22,7 @@ from selfdetr.study.evidence import gather_claims
 from selfdetr.study.tables import _markdown
 
 
-@pytest.fixture(autouse=True)
-def no_pictures_left():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("no_pictures_left")
 
 
 def fake_runs(averages, seeds, folds=("",)):
@@ -52,8 +48,14 @@ def fake_table(averages, tiny_folder, seeds=None, rows=None, folds=None, **more)
     seeds = seeds or list(range(len(averages[0]) // len(folds or [""])))
     rows = rows or [{"name": f"row {i}", "overrides": {}, "paper": None} for i in range(len(averages))]
     claims = [{"text": "better", "better": rows[1]["name"], "worse": rows[0]["name"]}]
+
+    def run_all(specs, *_, **__):
+        runs = fake_runs(averages, seeds, folds or [""])
+        assert [(spec.fold, spec.seed) for spec in specs] == [(run.spec.fold, run.spec.seed) for run in runs]
+        return runs
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "run_all", lambda *_, **__: fake_runs(averages, seeds, folds or [""]))
+        patch.setattr(tables, "run_all", run_all)
         more |= dict(claims=claims, name="table9", title="A test.", folds=folds)
         return make_table(rows, seeds, tiny_folder, "unused", **more)
 
