@@ -3,11 +3,10 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import kill_runs
 import pytest
 from disks import longest_file
 
@@ -15,17 +14,15 @@ from selfdetr import simulate
 from selfdetr.data import files, load_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_killed_runs_and_studies_end_in_the_same_bits():
+def test_killed_runs_and_studies_end_in_the_same_bits(capfd):
     "The short form of `make kill`."
-    script = [sys.executable, str(HERE / "kill_runs.py"), "--kills", "12", "--seed", "1"]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    kills = json.loads(done.stdout.splitlines()[0])
-    assert kills["kills"] >= 12 and "all equal" in done.stdout  # both of two studies may be killed at once
+    status, said = kill_runs.main(["--kills", "12", "--seed", "1"]), capfd.readouterr()
+    assert status == 0, said.err[-3000:]
+    kills = json.loads(said.out.splitlines()[0])
+    assert kills["kills"] >= 12 and "all equal" in said.out  # both of two studies may be killed at once
     assert {"in training", "in writing", "in one of two studies", "in measuring again"} <= set(kills)
 
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from disks import longest_file
+from kill_runs import ended, fork, kill
 from small_runs import ROWS, SMALL, assert_same_run, flip, make_table, run_again, strict_json, timeless, visible
 
 from selfdetr import study, trainer
@@ -136,37 +136,38 @@ def test_a_finished_run_needs_no_device_unless_processes_belong_together(finishe
 # ---- kills
 
 
-KILLED = """
-import functools, os, signal, sys
-import torch
-from selfdetr import study, trainer
-from selfdetr.data import load_dataset
-from selfdetr.study import cache, compute
-
-data, spec, runs_root, last = *sys.argv[1:4], int(sys.argv[4])
-torch.set_num_threads(1)
-compute.training_hash(), compute.source_hash()  # before a part of the code is replaced
-step, calls = trainer.train_step, []
-
-def train_step(*args, **options):
-    calls.append(1)
-    if len(calls) > last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(*args, **options)
-
-trainer.train_step = train_step
-cache.State = functools.partial(cache.State, save_seconds=0)
-study.run(study.RunSpec.from_json(spec), load_dataset(data), runs_root=runs_root, device="cpu", progress=False)
-"""
+forked = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_killed_run_is_continued_to_the_same_bits(finished, tiny, tiny_folder, tmp_path):
+def status_of(process, seconds=120):
+    "How a forked process has ended; one that takes longer is killed, and has no status."
+    status = ended(process, seconds)
+    if status is None:
+        kill(process)
+    return status
+
+
+def killed_in_training(spec, data, runs_root, steps):
+    "What a process does that is killed after so many steps, with the state kept after every epoch."
+    step, calls = trainer.train_step, []
+
+    def train_step(*args, **options):
+        calls.append(1)
+        if len(calls) > steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*args, **options)
+
+    trainer.train_step = train_step
+    cache.State = functools.partial(cache.State, save_seconds=0)
+    study.run(spec, data, runs_root=runs_root, device="cpu", progress=False)
+
+
+@forked
+def test_a_killed_run_is_continued_to_the_same_bits(finished, tiny, tmp_path):
     spec, steps = finished.spec, finished.metrics["steps"] // finished.metrics["epochs"]
     assert steps >= 2
-    arguments = [str(tiny_folder), spec.to_json(), str(tmp_path), str(2 * steps + 1)]  # one step into the third epoch
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = fork(killed_in_training, spec, tiny, tmp_path, 2 * steps + 1)  # one step into the third epoch
+    assert status_of(process) == -signal.SIGKILL
     work = cache.work_folder(finished.folder.name, tmp_path)
     assert visible(tmp_path) == [] and (work / "state.pt").exists() and (work / "epochs").read_text() == "2"
     trained = []
@@ -185,46 +186,36 @@ def test_a_run_lost_after_training_is_only_measured_again(finished, tiny, tmp_pa
         with pytest.raises(OSError, match="disk full"):
             study.run(finished.spec, tiny, runs_root=tmp_path, device="cpu", progress=False)
     assert visible(tmp_path) == []
+    monkeypatch.setattr(trainer, "train_epoch", lambda *_: pytest.fail("trained again"))
     assert_same_run(finished, study.run(finished.spec, tiny, runs_root=tmp_path, device="cpu", progress=False))
 
 
-SIMULTANEOUS = """
-import sys, time
-from pathlib import Path
-import torch
-from selfdetr import study
-from selfdetr.data import load_dataset
-from selfdetr.study import cache
+def compute_slowly(spec, data, runs_root, log):
+    "What the first of two processes does."
+    compute_run = cache.compute_run
 
-data, spec, runs_root, log = *sys.argv[1:4], Path(sys.argv[4])
-torch.set_num_threads(1)
-compute = cache.compute_run
+    def slowly(*args):
+        log.write_text("first")
+        time.sleep(1)
+        return compute_run(*args)
 
-def slowly(*args, **options):
-    log.write_text("first")
-    time.sleep(1)
-    return compute(*args, **options)
-
-cache.compute_run = slowly
-study.run(study.RunSpec.from_json(spec), load_dataset(data), runs_root=runs_root, device="cpu", progress=False)
-"""
+    cache.compute_run = slowly
+    study.run(spec, data, runs_root=runs_root, device="cpu", progress=False)
 
 
-def test_two_processes_that_want_the_same_run_compute_it_once(finished, tiny, tiny_folder, tmp_path, monkeypatch):
-    log, runs_root = tmp_path / "log", tmp_path / "runs"
-    arguments = [str(tiny_folder), finished.spec.to_json(), str(runs_root), str(log)]
-    first = subprocess.Popen([sys.executable, "-c", SIMULTANEOUS, *arguments], stderr=subprocess.PIPE, text=True)
+@forked
+def test_two_processes_that_want_the_same_run_compute_it_once(finished, tiny, tmp_path, monkeypatch):
+    log, runs_root, deadline = tmp_path / "log", tmp_path / "runs", time.monotonic() + 90
+    first = fork(compute_slowly, finished.spec, tiny, runs_root, log)
     try:
-        deadline = time.monotonic() + 90
-        while not log.exists() and first.poll() is None and time.monotonic() < deadline:
+        while not log.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert log.exists(), first.stderr.read() if first.poll() is not None else "the first process did not start"
+        assert log.exists(), "the first process did not start"
         monkeypatch.setattr(cache, "compute_run", lambda *_: pytest.fail("computed a second time"))
         second = study.run(finished.spec, tiny, runs_root=runs_root, device="cpu", progress=False)
-        assert first.wait(60) == 0, first.stderr.read()
     finally:
-        first.kill()
-        first.communicate()
+        status = status_of(first, 60)
+    assert status == 0
     assert_same_run(finished, second)
 
 
