@@ -1,6 +1,5 @@
-"""A model on disk: what is saved comes back; damaged weights and other sizes are refused before memory is taken."""
+"""A model on disk: what is saved comes back, and damaged weights are refused. Other sizes: test_hostile."""
 
-import json
 import shutil
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfdetr import checkpoint
 from selfdetr.checkpoint import load_model, save_model
 from selfdetr.data import DataError
 from selfdetr.designs import make_model, preset
@@ -53,23 +51,3 @@ def test_the_weights_of_another_program_have_no_sum(folder):
     path = folder / "checkpoint.safetensors"
     save_file(load_file(path), path)
     load_model(folder)
-
-
-def only_on_meta(config, make_model=make_model):
-    assert torch.empty(0).device.type == "meta", "a model was made that takes memory"
-    return make_model(config)
-
-
-@pytest.mark.parametrize("key, value", [
-    ("dim", 10**12), ("dim", 32), ("channels", 10**9), ("hidden", 10**9), ("queries", 10**9), ("classes", 10**9),
-    ("decoder_layers", 10**9), ("encoder_layers", 10**9), ("encoder_layers", 0), ("dim", "8"), ("dim", 8.5),
-    ("heads", True), ("dropout", 1e999), ("maps", ["before"]), ("denoising", 10**12), ("norm_groups", 0),
-    ("members", 10**9), ("members", 2),
-    ("width", 1)])  # fmt: skip
-def test_a_model_is_made_only_in_the_size_of_its_weights(folder, monkeypatch, key, value):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    monkeypatch.setattr(checkpoint, "make_model", only_on_meta)
-    with pytest.raises(DataError, match="run/") as caught:
-        load_model(folder)
-    assert "\n" not in str(caught.value)

@@ -130,14 +130,13 @@ def test_the_model_stays_in_its_mode_and_gradients_stay_on(detector, files):
         detector.model.eval()
 
 
-@pytest.mark.parametrize("kind", ["path", "parts"])
-def test_memory_does_not_grow_with_the_length(detector, tmp_path, kind, peak_bytes):
+def test_memory_does_not_grow_with_the_length_of_what_comes_in_parts(detector, tmp_path, peak_bytes):
+    "Of a path 38_detector and 54_scale say so."
     sure, path, peaks = detector.using(min_score=0.999, length=128, batch=4), tmp_path / "long.npy", []
 
     def detect():
         on_disk = np.load(path, mmap_mode="r")
-        parts = (on_disk[i : i + 500] for i in range(0, len(on_disk), 500))
-        return sure.detect({"path": path, "parts": parts}[kind])
+        return sure.detect(on_disk[i : i + 500] for i in range(0, len(on_disk), 500))
 
     for steps in (5_000, 30_000):
         np.save(path, np.random.default_rng(0).standard_normal((steps, 8), dtype=np.float32))

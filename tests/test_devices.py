@@ -107,7 +107,8 @@ def move(model):
     return model
 
 
-SMALL = dict(channels=8, classes=3, dim=16, heads=4, hidden=32, queries=6, norm_groups=4, dropout=0.0)
+SMALL = dict(channels=8, classes=3, dim=16, heads=4, hidden=32, queries=6, norm_groups=4, decoder_layers=2, dropout=0.0)
+FEW = {"dino": {"denoising": 4}, "recommended": {"members": 2}}  # of what a design has many
 
 
 DESIGNS = PRESETS | {"relative": {"model.encoder_attention": "relative"}}
@@ -116,8 +117,7 @@ DESIGNS = PRESETS | {"relative": {"model.encoder_attention": "relative"}}
 def model_of(name, **changes):
     torch.manual_seed(0)
     design = {key[len("model.") :]: value for key, value in DESIGNS[name].items() if key.startswith("model.")}
-    more = {"denoising": 4} if name == "dino" else {}
-    return make_model(DesignConfig(**design | SMALL | more | changes))
+    return make_model(DesignConfig(**design | SMALL | FEW.get(name, {}) | changes))
 
 
 def loss_of(name):

@@ -607,7 +607,7 @@ CASES = {  # file -> its reader, a word of the refusal, and keys with wrong valu
     "run/config.json": (lambda f: load_model(f / "run"), "run/", {
         **dict.fromkeys(("channels", "hidden", "queries", "classes", "decoder_layers"), [10**9]), "heads": [True],
         "dim": [10**12, 16, "8", 8.5], "encoder_layers": [10**9, 0], "dropout": [Raw("1e999")], "maps": [["before"]],
-        "denoising": [10**12], "norm_groups": [0], "width": [1]}),
+        "denoising": [10**12], "members": [10**9, 2], "norm_groups": [0], "width": [1]}),
     "run/detector.json": (lambda f: read_detector(f / "run"), "detector.json", {
         "inference": [[]], "windows length": [10**9, "16"], "inference nms": [[]], "inference speed": [1],
         "grid": [None], "grid fps": [0, True], "grid hop": [1], "resize": [10**12, True],

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from models import CONFIG, new_model
+from models import CONFIG, FailsAt, new_model
 
 from selfdetr.data import DataError, training_windows
 from selfdetr.data.windows import random_windows
@@ -45,19 +45,6 @@ def assert_same(model, history, other, continued):
 
 
 # ---- stop and go on
-
-
-class FailsAt(Objective):
-    "Gives a loss term that is not a number at one call."
-
-    def __init__(self, call):
-        super().__init__(SetCriterion())
-        self.left = call
-
-    def __call__(self, model, batch):
-        self.left -= 1
-        terms = super().__call__(model, batch)
-        return terms | {"iou": terms["iou"] * float("nan")} if self.left < 0 else terms
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
