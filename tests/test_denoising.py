@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import generator, same_weights, tail_mask
 from torch import nn
 from torch.testing import assert_close
 
 from selfdetr import denoising, speed
-from selfdetr.data import Batch, training_windows
+from selfdetr.data import Batch
 from selfdetr.denoising import DenoisedOutput, Denoising, DenoisingCriterion, _count_groups
 from selfdetr.designs import Objective, make_model, make_objective
 from selfdetr.feedback import feedback_loss
@@ -34,15 +35,6 @@ few = settings(max_examples=25)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def windows(tiny):
-    return training_windows(tiny, 32, 0.25)
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def new_model(seed=0, **changes):
     "A DINO whose segment heads move the anchors, as a trained one's do."
     torch.manual_seed(seed)
@@ -60,10 +52,6 @@ def random_targets(seed, counts):
     ]
 
 
-def tail_mask(lengths, steps):
-    return torch.arange(steps) >= torch.tensor(lengths)[:, None]
-
-
 def forward(model, features, mask, targets, seed=1):
     torch.manual_seed(seed)
     return model(features, mask, targets=targets)
@@ -78,11 +66,6 @@ def objective_for(model, **weights):
 def loss(model, output, targets):
     criterion = objective_for(model).criterion
     return criterion.total(criterion(output, targets) | feedback_loss(output))
-
-
-def same_weights(a, b):
-    pairs = list(zip(a.state_dict().items(), b.state_dict().items()))
-    return all(n == m and torch.equal(x, y) for (n, x), (m, y) in pairs)
 
 
 # ---- the leak

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import generator, random_maps
 from torch.testing import assert_close
 
 from selfdetr.diversity import _column_distances, collapse_report, diversity, relative_diversity
@@ -15,15 +16,6 @@ from selfdetr.model import ModelConfig, SelfDETR
 
 SEEDS = st.integers(0, 2**31 - 1)
 few = settings(max_examples=25)
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def random_maps(seed, *shape):
-    "Maps whose rows sum to 1, in float64."
-    return (2 * torch.randn(shape, generator=generator(seed), dtype=torch.float64)).softmax(-1)
 
 
 def norm(r):

@@ -9,7 +9,6 @@ from models import CONFIG, SIZES
 from pandas.testing import assert_frame_equal
 from torch.testing import assert_close
 
-from selfdetr.data import training_windows
 from selfdetr.data.windows import WindowConfig
 from selfdetr.designs import PRESETS, make_model, make_objective, preset
 from selfdetr.ensemble import Ensemble, split_members
@@ -20,11 +19,6 @@ from selfdetr.trainer import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OFF = dict(feedback_encoder=0, feedback_decoder=0)
-
-
-@pytest.fixture
-def windows(tiny):
-    return training_windows(tiny, 32, 0.25)
 
 
 def new_ensemble(name="recommended", **changes):

@@ -71,9 +71,10 @@ KINDS = ["soft", "hard", "overlap", "none"]
 MORE = dict(cut=0.3, voting=0.6)
 
 
-@pytest.mark.parametrize("more", [{}, MORE], ids=["as before", "cut and voting"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("loaded", list(LOADED))
+@pytest.mark.parametrize("loaded, kind, more", [
+    *(("in memory", kind, more) for kind in KINDS for more in ({}, MORE)),
+    *((loaded, "overlap", MORE) for loaded in LOADED if loaded != "in memory"),
+], ids=str)  # fmt: skip
 def test_a_data_set_gives_what_the_definition_gives(model, tiny_folder, one_thread, kind, loaded, more):
     dataset = load_dataset(tiny_folder, **LOADED[loaded])
     config = InferenceConfig(nms=kind, batch=5, most=20, **more)

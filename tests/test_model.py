@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import generator, random_maps, tail_mask
 from torch import nn
 from torch.testing import assert_close
 
@@ -24,24 +25,11 @@ SEEDS = st.integers(0, 2**31 - 1)
 few = settings(max_examples=25)
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def random_mask(seed, batch, steps):
     "Any steps may be padding, but one of each window is not."
     mask = torch.rand(batch, steps, generator=generator(seed)) < 0.4
     mask[torch.arange(batch), torch.randint(steps, (batch,), generator=generator(seed))] = False
     return mask
-
-
-def random_maps(seed, *shape):
-    "Maps whose rows sum to 1, in float64."
-    return (2 * torch.randn(shape, generator=generator(seed), dtype=torch.float64)).softmax(-1)
-
-
-def tail_mask(lengths, steps):
-    return torch.arange(steps) >= torch.tensor(lengths)[:, None]
 
 
 def tiny_model(seed=0, **changes):

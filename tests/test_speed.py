@@ -9,7 +9,6 @@ import torch
 from selfdetr import speed, trainer
 from selfdetr.checkpoint import save_model
 from selfdetr.data import test_windows as windows_for_testing
-from selfdetr.data import training_windows
 from selfdetr.designs import Objective, make_model, make_objective
 from selfdetr.feedback import FeedbackConfig, feedback_loss
 from selfdetr.losses import LossConfig, SetCriterion
@@ -22,11 +21,6 @@ CONFIG = TrainConfig(epochs=1, batch=4, lr=1e-3)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def windows(tiny):
-    return training_windows(tiny, 32, 0.25)
 
 
 def new_model(**changes):
