@@ -38,7 +38,7 @@ help:  ## list the targets
 
 # Papermill runs in the repository's root, so OUT_DIR and DATA_ROOT are relative to it. The executed
 # notebook is written to a temporary folder first: a run that fails leaves none in OUT_DIR. Of the progress
-# bar its last state is kept. Links between notebooks lead from the copy to nbs/.
+# bar its last state is kept. Links lead from the copy to where they led from nbs/.
 reproduce: .venv/.ok  ## train the rows of a table of the paper and write the table, its pictures and the verdict
 	@set -euo pipefail; \
 	data="$$(cd "$(DATASET)" >/dev/null 2>&1 && pwd || echo "$(DATASET)")"; \
@@ -51,7 +51,8 @@ reproduce: .venv/.ok  ## train the rows of a table of the paper and write the ta
 	$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True \
 	  "$$tmp/$(TABLE).ipynb"; \
 	$(BIN)/nbdev_clean --fname "$$tmp/$(TABLE).ipynb"; \
-	sed -i.bak -E 's#\]\(([A-Za-z0-9_]+\.ipynb)#](../../nbs/\1#g' "$$tmp/$(TABLE).ipynb"; \
+	sed -i.bak -E -e 's#\]\(\.\./#](../../#g' -e 's#\]\(([A-Za-z0-9_]+\.ipynb)#](../../nbs/\1#g' \
+	  "$$tmp/$(TABLE).ipynb"; \
 	mkdir -p "$$out"; mv "$$tmp/$(TABLE).ipynb" "$$out/$(TABLE).ipynb"; \
 	echo; cat "$$out/$(TABLE).md" 2>/dev/null || true; echo; ls "$$out"/*.png "$$out/$(TABLE).ipynb" 2>/dev/null || true
 

@@ -61,9 +61,7 @@ def notebook(path: Path) -> dict:
 
 def shown(path: Path) -> str:
     "The text of a page or notebook as the site has it."
-    if path.suffix == ".ipynb":
-        return json.dumps(notebook(path))
-    text = path.read_text(encoding="utf-8")
+    text = json.dumps(notebook(path)) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([\w./-]+)\.md\)", text):  # the notebook shows the same table, and more
         if (path.parent / f"{link}.ipynb").exists():
             text = text.replace(f"]({link}.md)", f"]({link}.ipynb)")

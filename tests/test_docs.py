@@ -114,6 +114,13 @@ def test_cells_are_hidden_marked_and_stripped_as_their_directives_say(tmp_path, 
     assert last["source"] == "f()" and last["metadata"]["tags"] == ["remove-input"]
 
 
+def test_links_to_a_table_lead_to_its_notebook():
+    """The site has one page for both; with two of one name it is not built."""
+    for path in gather.documents():
+        for link in filter(lambda link: link.endswith(".md"), gather.local_links(path)):
+            assert not (path.parent / link).with_suffix(".ipynb").exists(), (path, link)
+
+
 def test_the_picture_of_the_package_has_every_module():
     architecture = script("architecture")
     drawn = " ".join(names for names, _, _ in architecture.ROOMS.values()).split()
