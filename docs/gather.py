@@ -55,7 +55,8 @@ def notebook(path: Path) -> dict:
         cells.append(cell)
     if executed:
         title = source(cells[0]).split("\n", 1)
-        cells[0] = cells[0] | {"source": "\n".join([f"{title[0]} ({path.parent.name})", *title[1:]])}
+        note = "\n*Executed by `make reproduce`. [Claims](../claims.md) says whether the code has changed since.*"
+        cells[0] = cells[0] | {"source": "\n".join([f"{title[0]} ({path.parent.name})", *title[1:], note])}
     return content | {"cells": cells}
 
 

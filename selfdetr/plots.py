@@ -30,8 +30,9 @@ TRUTH_COLOUR = "#D55E00"  # of the ground truth
 _FOUND_COLOUR = "#0072B2"  # of detections
 _PLAIN_COLOUR, _FEEDBACK_COLOUR = "#666666", "#009E73"  # of the model without feedback, and with both
 _METHOD_COLOURS = (
-    dict.fromkeys(("baseline", "detr", "no feedback", "without feedback"), _PLAIN_COLOUR)
-    | dict.fromkeys(("both", "feedback", "self-detr", "detr + feedback"), _FEEDBACK_COLOUR)
+    dict.fromkeys(("baseline", "detr", "no feedback", "without feedback", "whole"), _PLAIN_COLOUR)
+    | dict.fromkeys(("both", "feedback", "self-detr", "detr + feedback", "default"), _FEEDBACK_COLOUR)
+    | dict.fromkeys(("cross-attention", "matmul, layer", "(5, 5)", "(2, 4)"), _FEEDBACK_COLOUR)  # Tables 5, 4, 6 and A1
     | {"encoder": "#0072B2", "decoder": "#999933"}
     | {"rtd": "#CC79A7", "tadtr": "#56B4E9", "react": "#332288", "dino": "#000000"}
 )
