@@ -40,7 +40,7 @@ def test_the_gpu_does_every_part(script, capsys, tmp_path, monkeypatch):
     """What the parts call is replaced: the scripts run above, `reproduce` in test_notebooks, `correctness` below."""
     called = lambda name: SimpleNamespace(main=lambda argv: print(name, *argv))  # noqa: E731
     monkeypatch.setattr(script, "importlib", SimpleNamespace(import_module=called))
-    monkeypatch.setattr(script, "reproduce", lambda seeds, options: pd.Series([9.0] * 4 * seeds))
+    monkeypatch.setattr(script, "reproduce", lambda seeds, options, left: pd.Series([9.0] * 4 * seeds))
     monkeypatch.setitem(script.PARTS, "correctness", (lambda options, left: f"{options.size}, {options.device}", 0))
     script.main(["--smoke", "--out", str(tmp_path)])
     written = {path.stem: path.read_text().split("\n", 1) for path in tmp_path.glob("*.txt")}
@@ -83,7 +83,7 @@ def test_a_table_that_lacks_seeds_is_continued(script, tmp_path, monkeypatch):
     asked, saved = [], tmp_path / "results" / "simulated-full" / "table3.json"
     saved.parent.mkdir(parents=True)
 
-    def reproduce(seeds, options):
+    def reproduce(seeds, options, left):
         assert not saved.is_file() or int(saved.read_text()) < seeds, "a table of more seeds is not replaced"
         saved.write_text(str(seeds))
         asked.append(seeds)
@@ -93,10 +93,16 @@ def test_a_table_that_lacks_seeds_is_continued(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "reproduce", reproduce)
     monkeypatch.setattr(script, "SEEDS", 3)
     monkeypatch.setattr(script, "PARTS", {"table3": (script.table3, 0)})
-    options = SimpleNamespace(smoke=False, workers=4, device="cpu", out=str(tmp_path))
+    options = SimpleNamespace(smoke=False, workers=4, device="cpu", out=str(tmp_path), results=tmp_path / "results")
     said = [script.compute("table3", options, now[0] + left) for left in (25, 5, 60, 60)]
     assert "unfinished: 2 of 3" in said[0] and "unfinished" not in said[2] and "is there already" in said[3]
     assert asked == [1, 2, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["gpu"])
+def test_a_table_that_does_not_fit_the_time_is_left_unfinished(script, one_thread, tmp_path):
+    options = SimpleNamespace(smoke=True, workers=1, device="cpu", out=str(tmp_path))
+    assert "unfinished: 0 of 1 seeds" in script.table3(options, left=1)
 
 
 @pytest.mark.parametrize("name", ["several"])

@@ -291,6 +291,16 @@ def test_the_command_prints_the_findings_and_ends_in_0_or_2(folder, tmp_path, ca
     assert shown.err.count("\n") == 1
 
 
+def test_folds_that_do_not_go_together_are_an_error_of_the_check(folds_folder, tmp_path, capsys):
+    folder = tmp_path / "folds"
+    shutil.copytree(folds_folder, folder)
+    assert main(["data", "check", str(folder)]) == 0
+    shutil.rmtree(folder / "fold2")
+    shutil.copytree(folder / "fold1", folder / "fold2")
+    assert main(["data", "check", str(folder)]) == 2
+    assert "is in the test split of folds 1 and 2" in capsys.readouterr().err
+
+
 def test_the_options_of_the_command_reach_the_check(folder, capsys):
     for path in list((folder / "features").iterdir()):
         path.rename(path.with_name(f"v_{path.name}"))
@@ -631,6 +641,17 @@ def test_a_run_is_on_one_fold(folds_folder, tmp_path, capsys):
     assert main([*given, "--fold", "2"]) == 0
     folder = Path(capsys.readouterr().out.splitlines()[-1].split(":")[0])
     assert json.loads((folder / "spec.json").read_text())["fold"] == "2"
+
+
+def test_settings_of_a_name_are_for_its_steps_a_second(tiny_folder, tmp_path, capsys):
+    """The settings of `vts` are in steps, for 10 steps a second; the small folder has others."""
+    folder = tmp_path / "vts"
+    shutil.copytree(tiny_folder, folder)
+    given = ["train", str(folder), "--device", "cpu", "--runs", str(tmp_path / "runs"), "--set", "train.epochs=1"]
+    assert main([*given, *(f"--set={name}={value}" for name, value in SMALL.items())]) == 0
+    assert "windows.length = " in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="the settings of 'vts' are for another number of steps a second"):
+        spec.open_folds(str(folder), "smoke")
 
 
 # selfdetr features

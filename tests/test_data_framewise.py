@@ -278,6 +278,34 @@ def test_label_files_become_an_annotation_file(salads, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
+def test_the_mapping_next_to_the_folder_of_labels_is_read(salads, tmp_path):
+    (salads / "mapping.txt").write_text("0 stir\n1 background\n")
+    with pytest.raises(DataError, match="a.txt, line 21: label 'cut' is not in mapping.txt"):
+        import_labels(salads / "groundTruth", tmp_path / "one", fps=10)
+
+
+def test_no_stride_is_offered_that_would_not_fit_either(salads):
+    path = salads / "groundTruth" / "a.txt"
+    path.write_text(path.read_text() + 9 * "stir\n")
+    with pytest.raises(DataError, match="has 309 labels.* has 300; copy both again"):
+        load_fold(salads, 1, fps=10)
+
+
+def test_detections_are_judged_by_the_test_split_of_a_folder(salads, tmp_path, capsys):
+    (salads / "dataset.json").write_text('{"fps": 10}')
+    truth = load_fold(salads, 1).ground_truth("test")
+    results = {video: [{"label": g.label, "segment": [g.start, g.end], "score": 0.9} for g in own.itertuples()]
+               for video, own in truth.groupby("video")}
+    (tmp_path / "found.json").write_text(json.dumps({"results": results}))
+    given = ["evaluate", str(salads), str(tmp_path / "found.json"), "--json", str(tmp_path / "judged.json")]
+    assert main([*given, "--fold", "1"]) == 0
+    assert json.loads((tmp_path / "judged.json").read_text())["average"] == 1
+    capsys.readouterr()
+    for options, message in ((["--fold", "1", "--subset", "test"], "the test split counts"), ([], "choose one")):
+        assert main([*given, *options]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_the_import_of_one_folder_takes_its_mapping_for_no_recording(salads, tmp_path):
     flat = shutil.copytree(salads / "groundTruth", tmp_path / "flat")
     expected = import_labels(flat, tmp_path / "one", fps=10)

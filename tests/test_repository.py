@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -309,6 +311,23 @@ def test_an_executed_copy_shows_what_its_notebook_draws(path):
     draws = re.search(r"plot_|plt\.subplots", (ROOT / "nbs" / f"reproduce_{path.name}").read_text()) is not None
     shown = [output for cell in cells(path) for output in cell["outputs"] if "image/png" in output.get("data", {})]
     assert bool(shown) == draws, "pictures are lost with MPLBACKEND=Agg, or where they are closed before the cell ends"
+
+
+def test_wheel_and_sdist_hold_the_package_and_nothing_else(tmp_path):
+    copy = tmp_path / "copy"
+    for path in project_files():
+        place = path.relative_to(ROOT)
+        if place.parts[0] in ("selfdetr", "tests", "docs", "benchmarks") or len(place.parts) == 1:
+            (copy / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy / place)
+    code = "from setuptools import build_meta as it; it.build_wheel('..'); it.build_sdist('..')"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, check=True)
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "selfdetr").rglob("*.py")}
+    [wheel], [sdist] = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert {name for name in held if name.endswith(".py")} == modules and all(n.startswith("selfdetr/") for n in held)
+    members = [member.name.partition("/")[2] for member in tarfile.open(sdist) if member.isfile()]
+    assert modules <= set(members) and not [name for name in members if name.startswith(("tests/", "nbs/", "docs/"))]
 
 
 def test_no_property_fails_because_the_machine_is_busy():

@@ -10,7 +10,7 @@ from models import refused
 from selfdetr.data.dataset import Dataset, Video, load_dataset, load_fold
 from selfdetr.data.timegrid import TimeGrid
 from selfdetr.data.windows import WindowConfig, training_windows
-from selfdetr.settings import STEPS, choose_settings, inner_split
+from selfdetr.settings import LEAST, STEPS, choose_settings, inner_split
 from selfdetr.trainer import TrainConfig
 
 
@@ -124,3 +124,10 @@ def test_what_is_given_stays_and_counts():
     crowded = made((256, [(2 * i, 2 * i + 2) for i in range(60)]))
     for length, queries in (32, 40), (64, 64), (128, 120):
         assert chosen(crowded, WindowConfig(length=length), given=["windows.length"])["model.queries"] == queries
+
+
+def test_a_large_data_set_gets_epochs_after_the_warm_up():
+    few, many = WindowConfig(length=16, keep=0.01), WindowConfig(length=8, overlap=0.875, keep=0.01)
+    dataset, train, given = made((600, [(10, 590)]), (600, [(10, 590)])), TrainConfig(batch=1), ["windows.length"]
+    assert chosen(dataset, few, train, given)["train.epochs"] > LEAST
+    assert chosen(dataset, many, train, given)["train.epochs"] == LEAST

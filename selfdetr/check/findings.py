@@ -86,6 +86,7 @@ class Findings:
     found: list[Finding] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)  # what would be used
     classes: pd.DataFrame = field(default_factory=pd.DataFrame)  # instances by class and split
+    data: Any = None  # the data set without its features, where there is one
 
     def add(self, kind: str, item: str, *values: Any, severity: str = "", fix: str = "") -> None:
         "One finding: `values` go into the text of its kind; a kind without a text takes a message, `problem; fix`."

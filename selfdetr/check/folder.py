@@ -222,6 +222,7 @@ def check_folder(
         sizes = {name: (resize or each.steps, each.channels) for name, each in recordings.items()}
         placed = place_videos(videos, grids, sizes, {})
         dataset = Dataset(folder, annotations.classes, placed, next(iter(sizes.values()))[1], None)
+        findings.data = dataset
         if window is None and any(len(video.segments) for video in dataset.split("train")):
             cut = replace(cut, length=choose_length(dataset).value)
         _check_windows(dataset, cut, findings)

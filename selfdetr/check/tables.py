@@ -446,7 +446,8 @@ def import_labels(
         raise DataError(f"{place}: has no label files; give the folder of the .txt files")
     drawn = fold is None and (test_share is not None or not (labels / "splits").is_dir())
     split = dict.fromkeys(files) if drawn else read_split(labels, fold)
-    known = read_mapping(labels / MAPPING) if (labels / MAPPING).exists() else None
+    mapping = next((path for path in (labels / MAPPING, labels.parent / MAPPING) if path.exists()), None)
+    known = read_mapping(mapping) if mapping else None
     entries = {name: label_entry(files.get(name, place / f"{name}.txt"), "", rate, (), known) for name in split}
     stated = {name: [entry._replace(subset=split[name])] for name, entry in entries.items()}
     subsets, how = _subsets_of(stated, labels, test_share, seed)

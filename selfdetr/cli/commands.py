@@ -53,8 +53,7 @@ def _add_train(parser: Parser) -> None:
     from selfdetr.study.spec import PROFILES
 
     parser.add_argument("dataset", nargs="?", default="simulated", help="name or folder of a data set (simulated)")
-    parser.add_argument("--profile", default="standard", choices=list(PROFILES),
-                        help="size of the experiment (standard)")
+    parser.add_argument("--profile", default="standard", choices=list(PROFILES), help="size of a run (standard)")
     parser.add_argument("--seed", type=number(int, least=0, below=2**63), default=0, help="of all that is random (0)")
     parser.add_argument("--fold", default="", help="which, of a data set that has folds")
     parser.add_argument("--preset", default="recommended", choices=list(PRESETS), help="design (recommended)")
@@ -79,11 +78,12 @@ def _say(text: str) -> None:
 def _chosen_spec(options: argparse.Namespace, data: "Dataset", overrides: dict[str, Any]) -> "RunSpec":
     "The spec of a run; what the profile does not know of a folder is chosen from its data, and said."
     from selfdetr.settings import choose_settings
-    from selfdetr.study.spec import DATASETS, data_name, make_spec
+    from selfdetr.study.spec import DATASETS, data_name, make_spec, settings_fit
 
     about = (options.dataset, options.profile, data, options.seed)
     spec = make_spec(*about, overrides, options.fold)
-    if options.profile != "standard" or "standard" in DATASETS.get(data_name(options.dataset), {}):
+    known = "standard" in DATASETS.get(data_name(options.dataset), {}) and settings_fit(options.dataset, data)
+    if options.profile != "standard" or known:
         return spec
     choices = choose_settings(data, spec.windows, spec.train, overrides)
     _say("\n".join(f"{each.name} = {each.value}: {each.reason}" for each in choices))
@@ -244,12 +244,14 @@ def _add_evaluate(parser: Parser) -> None:
 
     parser.epilog = "example: selfdetr evaluate annotations.json detections.json --subset validation --diagnose"
     file, share = output_file(), number(above=0, most=1)
-    parser.add_argument("ground_truth", help='annotation JSON: {"database": {video: {"subset", "annotations": [...]}}}')
+    parser.add_argument("ground_truth", help='annotation JSON: {"database": {video: {"subset", "annotations": '
+                        "[...]}}}, or the folder of a data set, whose test split counts")
     parser.add_argument("detections", help='results JSON: {"results": {video: [{"label", "segment", "score"}]}}')
     parser.add_argument("--protocol", type=argument(choose_protocol), metavar="NAME",
                         help=f"one of {', '.join(PROTOCOLS)}; without it everything counts")
     parser.add_argument("--subset", nargs="+", default=(), metavar="NAME",
                         help="only videos of these subsets count, instead of the protocol's; without both all do")
+    parser.add_argument("--fold", help="of a folder that has folds")
     parser.add_argument("--tiou", type=share, nargs="+", help="overlaps above 0 to 1, instead of the protocol's")
     parser.add_argument("--per-class", action="store_true", help="also the AP of every class")
     parser.add_argument("--recall", action="store_true", help="also AR@AN, the area under its curve, and Recall@Kx")
@@ -274,6 +276,19 @@ def _recall_report(case: Any, tiou: Sequence[float] | None) -> tuple[dict[str, A
     return content | {"recall": kx.rename(index=str).to_dict()}, texts
 
 
+def _ground_truth(options: argparse.Namespace) -> Any:  # as of `read_case`
+    "The annotation file, or the instances of a folder's test split. DataError where options do not go with it."
+    path = Path(options.ground_truth)
+    if not path.is_dir() and not options.fold:
+        return path
+    from selfdetr.data import load_dataset, load_fold
+
+    data = load_fold(path, options.fold) if options.fold else load_dataset(path)
+    if options.subset or options.protocol or data.judged_raw:
+        raise DataError(f"{path}: of a folder the test split counts; for other subsets give its annotation file")
+    return data.ground_truth("test")
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     "What `selfdetr evaluate` was asked for."
     from selfdetr import diagnosis, evaluation, protocols, report
@@ -282,7 +297,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.diagnose:
         diagnosis.check_diagnosable(chosen)
     keep_apart((options.json, options.markdown, options.plot), (options.ground_truth, options.detections))
-    case = protocols.read_case(options.ground_truth, options.detections, chosen)
+    case = protocols.read_case(_ground_truth(options), options.detections, chosen)
     result = evaluation.evaluate(case, tiou=options.tiou)
     content, texts, errors = result.to_dict(), [result.markdown(options.per_class)], None
     if options.recall:
@@ -342,6 +357,7 @@ def _places(options: argparse.Namespace) -> dict[str, tuple[Path, dict[str, Any]
 def _check(options: argparse.Namespace) -> None:
     "`selfdetr data check`: print the findings, write what was asked for; `DataError` when there are errors."
     from selfdetr.check.folder import check_folder, files_of
+    from selfdetr.study.spec import check_folds
 
     own = ("work", "folder", "fold", "as_json", "as_markdown")
     given = {name: value for name, value in vars(options).items() if name not in own}
@@ -349,7 +365,7 @@ def _check(options: argparse.Namespace) -> None:
     taken = [file for place, _ in places.values() for file in files_of(place)]
     keep_apart([options.as_json, options.as_markdown], taken)
     found = {fold: check_folder(place, **given, **chosen) for fold, (place, chosen) in places.items()}
-    several = len(found) > 1
+    several, opened = len(found) > 1, {fold: findings.data for fold, findings in found.items() if findings.data}
     print(*(f"fold {fold}\n{findings}\n" if several else findings for fold, findings in found.items()), sep="\n")
     if options.as_json:
         parts = {fold: findings.to_dict() for fold, findings in found.items()}
@@ -360,6 +376,8 @@ def _check(options: argparse.Namespace) -> None:
     for fold, findings in found.items():
         if not findings.ok:
             raise DataError(f"{f'fold {fold}: ' * several}{findings.summary}; fix the errors above")
+    if several and len(opened) == len(found):
+        check_folds(Path(options.folder), opened)
 
 # %% ../../nbs/57_commands.ipynb #a04ed8a1
 def _parse_column(text: str) -> tuple[str, str]:  # role, and the column that has it

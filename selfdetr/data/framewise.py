@@ -213,7 +213,9 @@ def check_label_length(
         if abs(steps - wanted) >= 1:
             note(report, "labels", f"{video.name}: {steps} steps, {lines} labels for {wanted:.0f}")
         return
-    fix = f'set "stride" to {wanted * grid.stride / steps:.3g} if they hold every such frame, else copy both again'
+    fix, stride = "copy both again", max(round(wanted * grid.stride / steps), 1)
+    if stride != grid.stride and abs(steps - wanted * grid.stride / stride) <= allowed:
+        fix = f'set "stride" to {stride} if they hold every such frame, else copy both again'
     if abs(channels - wanted) <= allowed:
         fix = f'it has {channels} channels, so change "channels_first" in dataset.json'
     what = f"has {lines} labels, so {wanted:.0f} steps at stride {grid.stride:g}, but {features} has {steps}"
