@@ -131,7 +131,7 @@ def draw(table, path):
                 ax.loglog(rows.length, values, style, marker="o", markersize=3, color=COLOURS[kind], label=label)
         column[0].set_title("encoder self-attention" if place == "encoder" else f"cross-attention, {QUERIES} queries")
         column[0].legend(frameon=False, fontsize="small")
-        column[1].set_xlabel("length of the window (steps); dashed: training, with maps")
+        column[1].set_xlabel("steps (dashed: training, with maps)")
     axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("MB at the peak")
     figure.savefig(path, dpi=100)
