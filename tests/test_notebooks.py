@@ -18,7 +18,7 @@ def test_the_smoke_run_writes_every_promised_file(tmp_path, monkeypatch):
     """Started as `make gpu` starts it, which keeps the executed notebook beside them."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     gpu = importlib.import_module("gpu")
-    seconds = gpu.reproduce(2, SimpleNamespace(smoke=True, out=str(tmp_path), device="cpu"))
+    seconds = gpu.reproduce(2, SimpleNamespace(smoke=True, out=str(tmp_path), device="cpu"), left=600)
     assert len(seconds) == 8 and (seconds > 0).all()
     results = tmp_path / "simulated-smoke"
     written = {p.name: p.stat().st_size for p in results.iterdir()}
