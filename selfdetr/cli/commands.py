@@ -262,6 +262,19 @@ def _add_evaluate(parser: Parser) -> None:
                         help="write the picture (.png, .pdf, .svg and others); with --diagnose that of the diagnosis")
     parser.set_defaults(work=_evaluate)
 
+# %% ../../nbs/57_commands.ipynb #3c9a5e02
+def _ground_truth(options: argparse.Namespace) -> Any:  # as of `read_case`
+    "The annotation file, or the instances of a folder's test split. DataError where options do not go with it."
+    path = Path(options.ground_truth)
+    if not path.is_dir() and not options.fold:
+        return path
+    from selfdetr.data import load_dataset, load_fold
+
+    data = load_fold(path, options.fold) if options.fold else load_dataset(path)
+    if options.subset or options.protocol or data.judged_raw:
+        raise DataError(f"{path}: of a folder the test split counts; for other subsets give its annotation file")
+    return data.ground_truth("test")
+
 # %% ../../nbs/57_commands.ipynb #ff385cd5
 def _recall_report(case: Any, tiou: Sequence[float] | None) -> tuple[dict[str, Any], list[str]]:
     "Average recall and Recall@Kx as plain numbers and as Markdown tables."
@@ -274,19 +287,6 @@ def _recall_report(case: Any, tiou: Sequence[float] | None) -> tuple[dict[str, A
     content = {"AR": curve.rename(index=str).to_dict(), "AUC": area_under(curve)}
     texts = [markdown_table((100 * some).round(2).to_frame()), markdown_table((100 * kx).round(2))]
     return content | {"recall": kx.rename(index=str).to_dict()}, texts
-
-
-def _ground_truth(options: argparse.Namespace) -> Any:  # as of `read_case`
-    "The annotation file, or the instances of a folder's test split. DataError where options do not go with it."
-    path = Path(options.ground_truth)
-    if not path.is_dir() and not options.fold:
-        return path
-    from selfdetr.data import load_dataset, load_fold
-
-    data = load_fold(path, options.fold) if options.fold else load_dataset(path)
-    if options.subset or options.protocol or data.judged_raw:
-        raise DataError(f"{path}: of a folder the test split counts; for other subsets give its annotation file")
-    return data.ground_truth("test")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

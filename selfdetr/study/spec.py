@@ -170,7 +170,7 @@ def _settings(dataset: str, profile: str, part: str) -> dict[str, Any]:
         raise DataError(f"profile {profile!r}: no such profile; choose one of {', '.join(PROFILES)}")
     return PROFILES[profile].get(part, {}) | DATASETS.get(data_name(dataset), {}).get(profile, {}).get(part, {})
 
-
+# %% ../../nbs/60_spec.ipynb #4d0b6f02
 def settings_fit(dataset: str, data: Dataset) -> bool:
     "Whether the settings that are kept under a data set's name, in steps, were chosen for so many steps a second."
     wanted = _STEPS_A_SECOND.get(data_name(dataset))
