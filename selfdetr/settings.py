@@ -93,7 +93,7 @@ def choose_epochs(
     count = len(random_windows(dataset, windows.length, windows.overlap, windows.keep)) if drawn else len(grid)
     steps = max(count // batch, 1)
     wanted, why = math.ceil(STEPS / steps), f"{STEPS:,} steps of {batch} of {count} windows"
-    why += f" would be {wanted}, which the warm-up leaves no time" if wanted < LEAST else ""
+    why += f" would be {wanted}, too few to follow a warm-up" if wanted < LEAST else ""
     return Choice("train.epochs", max(wanted, LEAST), why)
 
 # %% ../nbs/39_settings.ipynb #04a6d6c8

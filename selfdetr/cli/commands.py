@@ -357,7 +357,6 @@ def _places(options: argparse.Namespace) -> dict[str, tuple[Path, dict[str, Any]
 def _check(options: argparse.Namespace) -> None:
     "`selfdetr data check`: print the findings, write what was asked for; `DataError` when there are errors."
     from selfdetr.check.folder import check_folder, files_of
-    from selfdetr.study.spec import check_folds
 
     own = ("work", "folder", "fold", "as_json", "as_markdown")
     given = {name: value for name, value in vars(options).items() if name not in own}
@@ -365,7 +364,7 @@ def _check(options: argparse.Namespace) -> None:
     taken = [file for place, _ in places.values() for file in files_of(place)]
     keep_apart([options.as_json, options.as_markdown], taken)
     found = {fold: check_folder(place, **given, **chosen) for fold, (place, chosen) in places.items()}
-    several, opened = len(found) > 1, {fold: findings.data for fold, findings in found.items() if findings.data}
+    several, opened = len(found) > 1, {fold: each.data for fold, each in found.items() if each.data}
     print(*(f"fold {fold}\n{findings}\n" if several else findings for fold, findings in found.items()), sep="\n")
     if options.as_json:
         parts = {fold: findings.to_dict() for fold, findings in found.items()}
@@ -377,6 +376,7 @@ def _check(options: argparse.Namespace) -> None:
         if not findings.ok:
             raise DataError(f"{f'fold {fold}: ' * several}{findings.summary}; fix the errors above")
     if several and len(opened) == len(found):
+        from selfdetr.study.spec import check_folds
         check_folds(Path(options.folder), opened)
 
 # %% ../../nbs/57_commands.ipynb #a04ed8a1
