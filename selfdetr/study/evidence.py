@@ -136,7 +136,8 @@ def _quotable(claims: pd.DataFrame, pooled: pd.DataFrame, most: int = 9) -> Iter
     "Sentences about the paper's claims."
     own = claims[claims.whose == "paper"]
     counts = ", ".join(f"{n} {said}" for said, n in own.verdict.value_counts().items())
-    yield f"- {len(own)} claims of the paper were judged, counted once per data set{': ' * bool(counts)}{counts}."
+    verdicts = f"Counted once per data set, there are {len(own)} verdicts{': ' * bool(counts)}{counts}."
+    yield f"- {own.text.nunique()} claims of the paper were judged. {verdicts}"
     mAP = own[own.unit == "mAP"].sort_values("table", key=lambda name: name.where(name != "table3", ""), kind="stable")
     for text in list(dict.fromkeys(mAP.text))[:most]:
         joint, single = pooled[pooled.text == text], own[own.text == text]
@@ -165,7 +166,7 @@ def _claims_section(claims: pd.DataFrame, pooled: pd.DataFrame, picture: str | N
     if len(mAP):
         spread = " to ".join(dict.fromkeys(f"{tau:.1f}" for tau in (mAP.tau.min(), mAP.tau.max())))
         text.append(f"Between data sets the effects differ by a standard deviation of {spread} mAP.\n")
-    text += [f"![Effects by data set, together, and the paper's]({picture})\n"] if picture else []
+    text += [f"![Effects by data set, with their 95 % intervals]({picture})\n"] if picture else []
     old = sorted({f"{row.dataset}-{row.profile}" for row in claims[claims.old].itertuples()})
     return text + ([f"Code or settings have changed since these were computed: {', '.join(old)}.\n"] if old else [])
 
