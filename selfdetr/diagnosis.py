@@ -337,7 +337,7 @@ def plot_diagnosis(result: Diagnosis) -> "Figure":
 
 # %% ../nbs/43_diagnosis.ipynb #71a1d0ad
 def _seconds_of(videos: pd.Series, durations: Mapping[Any, float]) -> pd.Series | None:
-    "Duration of every annotated video; None where none is known."
+    "Duration of every annotated video; None where there are none. DataError for one that is missing or impossible."
     named = {str(video): seconds for video, seconds in durations.items()}
     if not named:
         return None
@@ -382,7 +382,9 @@ def diagnose(
         raise DataError(f"profile_tiou {profile_tiou}: the profiles are at one tIoU; give one number")
     case = read_case(ground_truth, detections, protocol)
     evaluation, truth = evaluate(case, tiou=levels), case.truth
-    seconds = _seconds_of(truth["video"], case.durations if durations is None else durations)
+    known = case.durations if durations is None else durations
+    lacking = set(truth["video"]) - set(known) if durations is None or not len(durations) else set()
+    seconds = None if lacking else _seconds_of(truth["video"], known)
     unknown = "annotated videos without a duration, coverage left out"
     positives = evaluation.instances
     found = case.detections[case.detections["label"].isin(positives.index)]
@@ -400,5 +402,5 @@ def diagnose(
         false_negatives=groups.assign(missed=missed_share(claimed[-1], members)),
         profile_tiou=at[0],
         protocol=chosen.name,
-        notes=evaluation.notes | ({unknown: truth["video"].nunique()} if seconds is None else {}),
+        notes=evaluation.notes | ({unknown: len(lacking)} if lacking else {}),
     )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['close_pairs', 'assign', 'average_precision', 'Evaluation', 'plot_evaluation', 'rows_by_class', 'evaluate',
-           'average_recall', 'area_under', 'recall_at']
+           'average_recall', 'area_under', 'recall_at', 'recall_report']
 
 # %% ../nbs/42_evaluation.ipynb #04ea242e
 import warnings
@@ -302,3 +302,16 @@ def recall_at(
     recalled = {f"{n}x": pd.DataFrame((first < n * count).T).groupby(labels).mean().mean() for n in k}
     index = pd.Index(levels, name="tIoU")
     return pd.DataFrame({name: r.to_numpy(float) for name, r in recalled.items()}, index=index).fillna(0.0)
+
+# %% ../nbs/42_evaluation.ipynb #42a00002
+def recall_report(
+    case: Case,
+    tiou: Sequence[float] | float | None = None,  # of Recall@Kx, as of `recall_at`
+) -> tuple[dict[str, Any], list[str]]:
+    "Average recall and Recall@Kx as plain numbers and as Markdown tables."
+    curve, kx = average_recall(case, an=range(1, 101)), recall_at(case, k=(1, 5), tiou=tiou)
+    some = curve[[1, 5, 10, 50, 100]].rename("AR (%)").rename(index="AR@{}".format)
+    some["AUC"] = area_under(curve)
+    content = {"AR": curve.rename(index=str).to_dict(), "AUC": area_under(curve)}
+    texts = [markdown_table((100 * some).round(2).to_frame()), markdown_table((100 * kx).round(2))]
+    return content | {"recall": kx.rename(index=str).to_dict()}, texts

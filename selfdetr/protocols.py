@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Source', 'Rule', 'PROTOCOLS', 'read_detections', 'check_tiou', 'Protocol', 'choose_protocol', 'read_ground_truth',
-           'Case', 'read_case']
+           'Case', 'read_case', 'check_judging', 'judged_case']
 
 # %% ../nbs/41_protocols.ipynb #4289daeb
 import unicodedata
@@ -12,15 +12,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
 
 from .data.annotations import SPELLINGS, Entry, read_entries, subset_key
 from .data.config import LARGEST
-from .data.files import DataError, as_names, brief, other_forms, read_json, shown, similar_name
+from .data.files import (
+    DataError, as_names, brief, one_of, other_forms, read_json, same_form, shown, similar_name)
+from .fusion import read_video_scores
 from .report import ALARM
+
+if TYPE_CHECKING:
+    from selfdetr.data.dataset import Dataset
 
 # %% ../nbs/41_protocols.ipynb #13bb56fe
 Source: TypeAlias = pd.DataFrame | dict[str, Any] | str | Path
@@ -380,3 +385,32 @@ def read_case(
     ranked = counting.sort_values("score", ascending=False, kind="stable")
     durations = {video: entry.duration for video, entry in entries.items() if entry.duration is not None}
     return Case(chosen, truth, ignored, ranked, durations, notes)
+
+# %% ../nbs/41_protocols.ipynb #41a00002
+def check_judging(data: "Dataset") -> "Dataset":
+    "The data set, if its test split can be judged. DataError for its protocol, its annotations or its class scores."
+    if data.protocol not in (None, *PROTOCOLS):
+        advice = one_of(str(data.protocol), PROTOCOLS)
+        raise DataError(f"{data.folder / 'dataset.json'}: protocol {shown(data.protocol)} is unknown; {advice}")
+    if data.annotations is not None and data.judged_raw:
+        read_ground_truth(data.annotations, data.protocol)
+    if data.video_scores is not None:
+        scored = set(map(same_form, read_video_scores(data.video_scores).video))
+        if lacking := {video.name for video in data.split("test") if same_form(video.name) not in scored}:
+            raise DataError(
+                f"{data.video_scores}: no class scores for {len(lacking)} test videos, such as {min(lacking)!r}; "
+                "the file has to name the videos as the annotations do"
+            )
+    return data
+
+
+def judged_case(
+    data: "Dataset",
+    detections: Source,  # as of `read_case`
+) -> Case:
+    "Detections in the test split of a data set, as the data set asks for them to be judged. DataError as `read_case`."
+    durations = {video.name: video.duration for video in data.split("test")}
+    if data.annotations is None or not data.judged_raw:
+        return read_case(data.ground_truth("test"), detections)._replace(durations=durations)
+    own = Protocol("test split", videos=tuple(durations), ignore_labels=data.ignore_labels)
+    return read_case(data.annotations, detections, data.protocol or own)._replace(durations=durations)

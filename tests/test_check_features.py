@@ -60,6 +60,13 @@ def test_one_file_for_two_videos_is_an_error(folder):
     assert ascii(COMPOSED) in finding.problem and ascii(DECOMPOSED) in finding.problem and "one name" in finding.fix
 
 
+def test_a_name_that_no_file_can_have_is_one_finding_of_several(folder):
+    edit(lambda d: (d.update({"x" * 253: d.pop("a")}), d["b"].update(duration=-5)))(folder)
+    findings = check_folder(folder)
+    assert "is no name inside the folder" in of(findings, "feature file").problem
+    assert not findings.ok and {"video entry", "extra features"} <= kinds(findings)
+
+
 def test_a_file_for_the_folder_of_features(folder):
     finding = of(check_folder(folder, features="features/a.npy"), "feature folder")
     assert finding.problem == "is a file" and '"features": "features"' in finding.fix

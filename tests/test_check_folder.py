@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sports import annotation, edit, save, write
 from test_data_dataset import SPOILED
 
-from selfdetr import data
+from selfdetr import data, study
 from selfdetr.check.folder import _round_to_steps, check_folder
 from selfdetr.data import DataError, TimeGrid, files, load_dataset
 from selfdetr.settings import choose_length
@@ -58,11 +58,26 @@ def test_arguments_that_loading_refuses_are_errors(folder, arguments):
 
 def test_an_unknown_protocol_is_an_error(folder):
     write(folder, protocol="thumos15")
-    finding = of(check_folder(folder, **SMALL), "settings")
-    assert (finding.severity, finding.item) == ("error", "dataset.json")
-    assert "'thumos15'" in finding.problem and "thumos14-212" in finding.fix
+    finding = of(check_folder(folder, **SMALL), "judging")
+    assert finding.severity == "error" and finding.problem == "dataset.json: protocol 'thumos15' is unknown"
+    assert "thumos14-212" in finding.fix
     write(folder, protocol="thumos14-212")
-    assert "settings" not in kinds(check_folder(folder, **SMALL))
+    assert "judging" not in kinds(check_folder(folder, **SMALL))
+
+
+@pytest.mark.parametrize("change, scores, words", [
+    ({"protocol": "activitynet13"}, None, "no video is in subset 'validation'"),
+    ({"video_scores": "scores.json"}, "{garbage", "not valid JSON"),
+    ({"video_scores": "scores.json"}, '{"results": {"d": [{"label": "run", "score": 1}]}}', "no class scores for 1"),
+])  # fmt: skip
+def test_what_cannot_be_judged_after_a_training_is_an_error(folder, change, scores, words):
+    write(folder, **change)
+    if scores:
+        (folder / "scores.json").write_text(scores)
+    finding = of(check_folder(folder, **SMALL), "judging")
+    assert finding.severity == "error" and words in f"{finding.problem} {finding.fix}"
+    with pytest.raises(DataError, match=words):
+        study.open_dataset(str(folder), "smoke")
 
 
 def test_it_does_not_stop_at_the_first(folder):

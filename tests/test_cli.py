@@ -156,6 +156,24 @@ def test_options_are_checked_before_the_files_are_read(tmp_path, monkeypatch, ca
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_folder_is_judged_as_its_study_judges_it(tiny_folder, folds_folder, tmp_path, capsys):
+    place, found = Path(shutil.copytree(tiny_folder, tmp_path / "data")), tmp_path / "found.json"
+    inference.write_results(load_dataset(place).ground_truth("test").assign(score=0.5), found)
+    about = json.loads((place / "dataset.json").read_text())
+    for change in ({}, {"protocol": "thumos14-212"}):
+        (place / "dataset.json").write_text(json.dumps(about | change))
+        assert main(["evaluate", str(place), str(found), "--diagnose"]) == 0
+        shown = capsys.readouterr().out
+        assert "coverage" in shown and "without a duration" not in shown and "average mAP 100.0" in shown
+        assert f"Protocol {change.get('protocol', '')}" in shown
+    for folder, options, message in (
+        (place, ["--subset", "training"], "of a folder the test split counts"),
+        (folds_folder, [], "has 3 folds; name one with --fold: 1, 2, 3"),
+    ):
+        assert main(["evaluate", str(folder), str(found), *options]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_help_names_the_protocols(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "--help"])
@@ -299,6 +317,27 @@ def test_folds_that_do_not_go_together_are_an_error_of_the_check(folds_folder, t
     shutil.copytree(folder / "fold1", folder / "fold2")
     assert main(["data", "check", str(folder)]) == 2
     assert "is in the test split of folds 1 and 2" in capsys.readouterr().err
+
+
+def test_a_report_about_folds_says_which_fold_each_part_is_of(folds_folder, tmp_path):
+    report = tmp_path / "report.md"
+    assert main(["data", "check", str(folds_folder), "--markdown", str(report)]) == 0
+    assert [line for line in report.read_text().splitlines() if line.startswith("# ")] == [
+        "# Fold 1", "# Fold 2", "# Fold 3"]
+
+
+@pytest.mark.parametrize("options, output", [
+    ("", "scores.json"), ("--annotations mine.json", "mine.json"), ("--features more", "more/a.npy"),
+    ("--video-scores other.json", "other.json")])
+def test_a_report_is_written_over_nothing_that_the_check_reads(folder, capsys, options, output):
+    (folder / "more").mkdir()
+    about = json.loads((folder / "dataset.json").read_text()) | {"video_scores": "scores.json"}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    for name in ("scores.json", "mine.json", "more/a.npy", "other.json"):
+        (folder / name).write_text("mine")
+    assert main(["data", "check", str(folder), *options.split(), "--json", str(folder / output)]) == 2
+    assert "is read or written by this call already" in capsys.readouterr().err
+    assert (folder / output).read_text() == "mine"
 
 
 def test_the_options_of_the_command_reach_the_check(folder, capsys):
@@ -505,6 +544,17 @@ def test_bad_files_are_skipped_when_asked_for(place, capsys, monkeypatch):
     assert set(json.loads(Path("found.json").read_text())["results"]) == {"good"}
     assert shown.err.count("skipped: ") == 2 and "wide.npy" in shown.err and "hole.npy" in shown.err
     assert main("detect resized good.npy -o found.json --fps 10 --stride 1 --snippet 1".split()) == 0
+
+
+def test_of_a_folder_hidden_files_are_no_features(made, recordings, tmp_path, capsys):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    shutil.copy(recordings[0], folder)
+    (folder / f"._{recordings[0].name}").write_text("what macOS adds")
+    assert main(["detect", str(made), str(folder), "-o", str(tmp_path / "found.json")]) == 0
+    (folder / "bad.npy").write_text("no array")
+    assert main(["detect", str(made), str(folder), "-o", str(tmp_path / "found.json")]) == 2
+    assert "(--skip-bad goes on without them)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("output", ["{features}/{name}", "{model}/config.json"])

@@ -1,6 +1,8 @@
 """THUMOS14 and ActivityNet-v1.3 as they are released: read, trained on, judged; where settings come from."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from selfdetr.data.annotations import AnnotatedVideo
 from selfdetr.data.dataset import load_dataset
 from selfdetr.data.features import resize_features
 from selfdetr.data.files import DataError, find_data, read_json
-from selfdetr.data.releases import RELEASES, compare_rates, stated_rates
+from selfdetr.data.releases import RELEASES, all_settings, compare_rates, stated_rates
 from selfdetr.data.timegrid import TimeGrid
 from selfdetr.data.windows import training_windows
 from selfdetr.fusion import read_video_scores
@@ -241,6 +243,23 @@ def test_an_unknown_protocol_is_refused_before_training(activitynet, tmp_path):
     (activitynet / "dataset.json").write_text(json.dumps({"protocol": "activitynet12"}))
     with pytest.raises(DataError, match="dataset.json: protocol 'activitynet12' is unknown; .*activitynet13"):
         study.open_dataset("activitynet13", "smoke", tmp_path)
+
+
+def test_a_protocol_that_the_annotations_cannot_serve_is_refused_before_training(tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    about = read_json(folder / "dataset.json") | {"protocol": "activitynet13"}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="no video is in subset 'validation'"):
+        study.open_dataset(str(folder), "smoke")
+    assert study.open_dataset(str(folder), "smoke", inner=True).protocol is None
+
+
+def test_an_option_that_is_not_given_hides_nothing_of_the_folder(tmp_path):
+    for name in ("groundTruth", "splits"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps({"annotations": "mine.json"}))
+    assert all_settings(tmp_path, annotations=None) == all_settings(tmp_path)
+    assert all_settings(tmp_path).annotations == "mine.json"
 
 
 def test_the_releases_are_named_where_one_is_misspelt(activitynet):

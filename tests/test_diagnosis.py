@@ -334,6 +334,15 @@ def test_durations_come_from_the_file_or_from_the_caller(tmp_path):
         assert without.notes["annotated videos without a duration, coverage left out"] == g["video"].nunique()
 
 
+def test_without_the_duration_of_one_video_coverage_is_left_out():
+    g, d = crowd(videos=5)
+    content = as_json(g, "database", duration=130.0)
+    del content["database"]["0"]["duration"]
+    result = diagnose(content, as_json(d, "results"))
+    assert "coverage" not in result.sensitivity.index.get_level_values(0)
+    assert result.notes["annotated videos without a duration, coverage left out"] == 1
+
+
 def test_names_of_durations_may_be_in_another_unicode_form():
     composed, decomposed = "\u00fcbung", "u\u0308bung"
     g, d = (frame.assign(video=composed) for frame in (truth, found))

@@ -175,7 +175,7 @@ def halve_the_channels(place):
 
 
 def judge_otherwise(place):
-    set_file(place / "dataset.json", protocol="activitynet13")
+    set_file(place / "dataset.json", protocol="thumos14-212")
 
 
 def share_a_test_video(place):
@@ -188,7 +188,7 @@ def share_a_test_video(place):
     (lose_a_class, "folds 1 and 2 differ in their classes: 'action 0' is only in 1; write one list of classes"),
     (turn_the_classes_round, "folds 1 and 2 differ in their classes: their order is not the same; write one list"),
     (halve_the_channels, "folds 1 and 2 have features of 8 and 4 channels; extract those of all folds in the same way"),
-    (judge_otherwise, "folds 1 and 2 are judged by the protocols None and 'activitynet13'; write the same one"),
+    (judge_otherwise, "folds 1 and 2 are judged by the protocols None and 'thumos14-212'; write the same one"),
     (share_a_test_video, "video 'video_0003' is in the test split of folds 1 and 2; let one of them train on it"),
 ])  # fmt: skip
 def test_folds_that_do_not_belong_together_are_one_line(folds_folder, tmp_path, change, message):

@@ -9,6 +9,7 @@ __all__ = ['Measured', 'check_all_features']
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,9 +90,13 @@ def _check_names(
     splits = {video.name: video.split for video in annotations.videos}
     if not _check_feature_folder(files, list(splits), findings):
         return {}
-    wanted = {name: files.path(name) for name in annotations.entries}
-    here = {name: wanted[name] for name in splits if wanted[name].exists()}
-    missing, known, every = [name for name in splits if name not in here], set(wanted.values()), files.folder.iterdir()
+    wanted: dict[str, Path] = {}
+    for name in annotations.entries:
+        with suppress(DataError):  # a name that no file can have is a finding already
+            wanted[name] = files.path(name)
+    here = {name: wanted[name] for name in splits if name in wanted and wanted[name].exists()}
+    missing = [name for name in splits if name in wanted and name not in here]
+    known, every = set(wanted.values()), files.folder.iterdir()
     spare = [path for path in sorted(every) if path.is_file() and path.name[0] != "." and path not in known]
     meant, filled = _explain_names(missing, spare, files), {splits[name] for name in here}
     for name in missing:

@@ -21,12 +21,12 @@ from .findings import Findings
 from ..data.annotations import Annotations, Report, subset_key
 from ..data.dataset import Dataset, place_videos
 from ..data.features import FeatureFiles, feature_files
-from ..data.files import DataError, in_form_there, one_of, shown, trying
+from ..data.files import DataError, in_form_there, shown, trying
 from ..data.framewise import MAPPING, check_label_length
-from ..data.releases import Settings, all_settings, grid_for
+from ..data.releases import Settings, all_settings, grid_for, without_classes
 from ..data.timegrid import TimeGrid
 from ..data.windows import WindowConfig, Windows, test_windows, training_windows
-from ..protocols import PROTOCOLS
+from ..protocols import check_judging
 from ..segments import elementwise_iou
 from ..settings import choose_length
 
@@ -128,12 +128,8 @@ def _check_resolution(instances: pd.DataFrame, findings: Findings) -> None:
 # %% ../../nbs/48_check_folder.ipynb #7a7382e4
 def _check_use(folder: Path, settings: Settings, standardised: bool, findings: Findings) -> None:
     "Files and options that a training would miss."
-    scores, protocol = settings.video_scores, settings.protocol
-    if scores and not (folder / scores).is_file():
+    if (scores := settings.video_scores) and not (folder / scores).is_file():
         findings.add("video scores", scores, "no such file; put it there, or correct video_scores")
-    if protocol not in (None, *PROTOCOLS):
-        advice = one_of(str(protocol), PROTOCOLS)
-        findings.add("settings", "dataset.json", f"unknown protocol {shown(protocol)}; {advice}")
     if not settings.in_memory and settings.feature_format != "npy" and not settings.resize:
         problem = f"in_memory is false, and every window unpacks its whole .{settings.feature_format} file"
         findings.add("settings", "dataset.json", f"{problem}; save them with np.save, as .npy", severity="warning")
@@ -218,11 +214,17 @@ def check_folder(
     if settings.release == "framewise" and not resize:
         _check_labels(path, annotations, grids, recordings, findings)
     _check_use(folder, settings, standardised, findings)
+    scores = folder / settings.video_scores if settings.video_scores else None
+    annotations = without_classes(annotations) if scores else annotations
     if videos := [video for video in annotations.videos if video.name in recordings and video.name in grids]:
         sizes = {name: (resize or each.steps, each.channels) for name, each in recordings.items()}
         placed = place_videos(videos, grids, sizes, {})
-        dataset = Dataset(folder, annotations.classes, placed, next(iter(sizes.values()))[1], None)
-        findings.data = dataset
+        dataset = findings.data = Dataset(
+            folder, annotations.classes, placed, next(iter(sizes.values()))[1], None, annotations=path,
+            protocol=settings.protocol, video_scores=scores, ignore_labels=settings.ignore_labels)
+        if scores is None or scores.is_file():
+            with trying(findings.take, "judging", str(folder)):
+                check_judging(dataset)
         if window is None and any(len(video.segments) for video in dataset.split("train")):
             cut = replace(cut, length=choose_length(dataset).value)
         _check_windows(dataset, cut, findings)
@@ -231,12 +233,16 @@ def check_folder(
     return findings
 
 # %% ../../nbs/48_check_folder.ipynb #7f3ab0d9
-def files_of(folder: Path) -> list[Path]:
+def files_of(
+    folder: Path,
+    release: str | None = None,  # this and the rest as of `check_folder`
+    **options: Any,
+) -> list[Path]:
     "What a data set consists of, as far as its settings can be read: a report must replace none of it."
     try:
-        settings = all_settings(folder)
+        settings = all_settings(folder, release, **options)
     except DataError:
         return [folder]
     more = (MAPPING, "splits") if settings.release == "framewise" else ()
-    parts = "dataset.json", settings.annotations, settings.features, *more
-    return [in_form_there(folder / part) for part in parts]
+    parts = "dataset.json", settings.annotations, settings.features, settings.video_scores, *more
+    return [in_form_there(folder / part) for part in parts if part]

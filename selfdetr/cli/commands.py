@@ -160,7 +160,7 @@ def _feature_files(
     for path in map(Path, paths):
         if not path.exists():
             raise DataError(f"{path}: no such file or folder of features; check the path")
-        files = sorted(f for f in path.iterdir() if f.suffix[1:] in READERS) if path.is_dir() else [path]
+        files = sorted(f for f in path.glob("[!.]*") if f.suffix[1:] in READERS) if path.is_dir() else [path]
         if not files:
             raise DataError(f"{path}: no feature file in this folder; its files end in .{', .'.join(READERS)}")
         found += files
@@ -185,8 +185,8 @@ def _check_files(
         except DataError as error:
             bad.append(str(error))
     if bad and not (skip_bad and good):
-        more = f" (and {len(bad) - 1} more; --skip-bad goes on without them)" if good or len(bad) > 1 else ""
-        raise DataError(bad[0] + more)
+        more = [f"and {len(bad) - 1} more"] * (len(bad) > 1) + ["--skip-bad goes on without them"] * bool(good)
+        raise DataError(bad[0] + (f" ({'; '.join(more)})" if more else ""))
     for line in bad:
         print(f"selfdetr: skipped: {line}", file=sys.stderr)
     return good
@@ -263,32 +263,24 @@ def _add_evaluate(parser: Parser) -> None:
     parser.set_defaults(work=_evaluate)
 
 # %% ../../nbs/57_commands.ipynb #3c9a5e02
-def _ground_truth(options: argparse.Namespace) -> Any:  # as of `read_case`
-    "The annotation file, or the instances of a folder's test split. DataError where options do not go with it."
+def _read_case(options: argparse.Namespace, chosen: Any) -> Any:  # the protocol; a `Case`
+    "What is judged: two files, or a folder's test split and a file. DataError where options do not go with a folder."
+    from selfdetr.protocols import judged_case, read_case
+
     path = Path(options.ground_truth)
     if not path.is_dir() and not options.fold:
-        return path
-    from selfdetr.data import load_dataset, load_fold
+        return read_case(path, options.detections, chosen)
+    from selfdetr.data import folds_of, load_dataset, load_fold
 
-    data = load_fold(path, options.fold) if options.fold else load_dataset(path)
-    if options.subset or options.protocol or data.judged_raw:
-        raise DataError(f"{path}: of a folder the test split counts; for other subsets give its annotation file")
-    return data.ground_truth("test")
+    if options.subset or options.protocol:
+        raise DataError(f"{path}: of a folder the test split counts, as its dataset.json has it judged; for other "
+                        "subsets give its annotation file")
+    if not options.fold and (there := folds_of(path)):
+        raise DataError(f"{path}: has {len(there)} folds; name one with --fold: {', '.join(there)}")
+    data = load_fold(path, options.fold, in_memory=False) if options.fold else load_dataset(path, in_memory=False)
+    return judged_case(data, options.detections)
 
 # %% ../../nbs/57_commands.ipynb #ff385cd5
-def _recall_report(case: Any, tiou: Sequence[float] | None) -> tuple[dict[str, Any], list[str]]:
-    "Average recall and Recall@Kx as plain numbers and as Markdown tables."
-    from selfdetr.evaluation import area_under, average_recall, recall_at
-    from selfdetr.report import markdown_table
-
-    curve, kx = average_recall(case, an=range(1, 101)), recall_at(case, k=(1, 5), tiou=tiou)
-    some = curve[[1, 5, 10, 50, 100]].rename("AR (%)").rename(index="AR@{}".format)
-    some["AUC"] = area_under(curve)
-    content = {"AR": curve.rename(index=str).to_dict(), "AUC": area_under(curve)}
-    texts = [markdown_table((100 * some).round(2).to_frame()), markdown_table((100 * kx).round(2))]
-    return content | {"recall": kx.rename(index=str).to_dict()}, texts
-
-
 def _evaluate(options: argparse.Namespace) -> None:
     "What `selfdetr evaluate` was asked for."
     from selfdetr import diagnosis, evaluation, protocols, report
@@ -297,11 +289,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.diagnose:
         diagnosis.check_diagnosable(chosen)
     keep_apart((options.json, options.markdown, options.plot), (options.ground_truth, options.detections))
-    case = protocols.read_case(_ground_truth(options), options.detections, chosen)
+    case = _read_case(options, chosen)
     result = evaluation.evaluate(case, tiou=options.tiou)
     content, texts, errors = result.to_dict(), [result.markdown(options.per_class)], None
     if options.recall:
-        more, tables = _recall_report(case, options.tiou)
+        more, tables = evaluation.recall_report(case, options.tiou)
         content, texts = content | more, texts + tables
     if options.diagnose:
         errors = diagnosis.diagnose(case, tiou=options.tiou)
@@ -361,7 +353,8 @@ def _check(options: argparse.Namespace) -> None:
     own = ("work", "folder", "fold", "as_json", "as_markdown")
     given = {name: value for name, value in vars(options).items() if name not in own}
     places = _places(options)
-    taken = [file for place, _ in places.values() for file in files_of(place)]
+    of_files = {name: given[name] for name in ("release", "annotations", "features", "video_scores")}
+    taken = [file for place, _ in places.values() for file in files_of(place, **of_files)]
     keep_apart([options.as_json, options.as_markdown], taken)
     found = {fold: check_folder(place, **given, **chosen) for fold, (place, chosen) in places.items()}
     several, opened = len(found) > 1, {fold: each.data for fold, each in found.items() if each.data}
@@ -371,7 +364,8 @@ def _check(options: argparse.Namespace) -> None:
         content = parts if several else next(iter(parts.values()))
         write_whole(options.as_json, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if options.as_markdown:
-        write_whole(options.as_markdown, "\n".join(findings.markdown() for findings in found.values()))
+        write_whole(options.as_markdown, "\n".join(
+            f"# Fold {fold}\n\n" * several + findings.markdown() for fold, findings in found.items()))
     for fold, findings in found.items():
         if not findings.ok:
             raise DataError(f"{f'fold {fold}: ' * several}{findings.summary}; fix the errors above")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_STEPS', 'FeatureFormat', 'Names', 'PLACES', 'RELEASES', 'Subsets', 'Settings', 'read_settings', 'all_settings',
-           'grid_for', 'excess', 'stated_rates', 'compare_rates', 'read_described', 'describe_videos']
+           'grid_for', 'excess', 'stated_rates', 'compare_rates', 'read_described', 'without_classes',
+           'describe_videos']
 
 # %% ../../nbs/25_releases.ipynb #597280af
 import math
@@ -126,6 +127,7 @@ def all_settings(
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that holds annotations.json")
     stated = read_settings(folder, problem)
+    given = {key: value for key, value in given.items() if value is not None}
     release = release or stated.get("release") or _recognised(folder, stated | given)
     values = dict(RELEASES.get(str(release), {}))
     for key in values.keys() & set(PLACES):
@@ -133,8 +135,7 @@ def all_settings(
         values[key] = next((name for name in names if in_form_there(folder / name).exists()), names[0])
     values |= stated | {"release": release}
     for key, value in given.items():
-        if value is not None:
-            values[key] = as_names(value) if key in ("classes", "ignore_labels") else value
+        values[key] = as_names(value) if key in ("classes", "ignore_labels") else value
     return config_from(Settings, values, str(folder))
 
 # %% ../../nbs/25_releases.ipynb #9f2b1261
@@ -246,7 +247,7 @@ def read_described(
     return read_annotations(regular_file(path) if problem is strict else path, **options)
 
 # %% ../../nbs/25_releases.ipynb #f9ef5203
-def _without_classes(annotations: Annotations) -> Annotations:
+def without_classes(annotations: Annotations) -> Annotations:
     "The same instances, all of the one class `action`."
     videos = tuple(replace(video, labels=np.zeros_like(video.labels)) for video in annotations.videos)
     return replace(annotations, classes=("action",), videos=videos)
@@ -263,4 +264,4 @@ def describe_videos(
     if scores and not (folder / scores).is_file():
         raise DataError(f"{folder / scores}: no such file of video scores; put it there or correct video_scores")
     found = read_described(folder, settings, train, test)
-    return _without_classes(found) if scores else found
+    return without_classes(found) if scores else found

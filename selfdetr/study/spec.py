@@ -23,9 +23,8 @@ from ..data.config import LARGEST, config_from
 from ..data.files import DataError, check_writable, one_of, parse_json, shown
 from ..designs import check_feedback
 from ..feedback import FeedbackConfig
-from ..fusion import read_video_scores
 from ..inference import InferenceConfig
-from ..protocols import PROTOCOLS
+from ..protocols import check_judging
 from ..scores import DesignLoss
 from ..settings import inner_split
 from ..simulate import SimulatorConfig, make_dataset
@@ -176,21 +175,6 @@ def settings_fit(dataset: str, data: Dataset) -> bool:
     wanted = _STEPS_A_SECOND.get(data_name(dataset))
     return wanted is None or all(abs(v.grid.fps / v.grid.stride - wanted) < 0.05 * wanted for v in data.videos)
 
-# %% ../../nbs/60_spec.ipynb #67bdcf8b
-def _check_judging(data: Dataset) -> Dataset:
-    "The data set, if its test split can be judged. DataError for an unknown protocol and videos without class scores."
-    if data.protocol not in (None, *PROTOCOLS):
-        name, known = shown(data.protocol), ", ".join(PROTOCOLS)
-        raise DataError(f"{data.folder / 'dataset.json'}: protocol {name} is unknown; write one of {known}")
-    if data.video_scores is not None:
-        scored = set(map(same_form, read_video_scores(data.video_scores).video))
-        if lacking := {video.name for video in data.split("test") if same_form(video.name) not in scored}:
-            raise DataError(
-                f"{data.video_scores}: no class scores for {len(lacking)} test videos, such as {min(lacking)!r}; "
-                "the file has to name the videos as the annotations do"
-            )
-    return data
-
 # %% ../../nbs/60_spec.ipynb #a9fd3eb1
 def _find_folder(dataset: str, profile: str, data_root: str | Path) -> Path:
     "The folder of a data set; `simulated` is made when it is not there. A DataError says where it was looked for."
@@ -228,8 +212,8 @@ def open_dataset(
     options = _settings(dataset, profile, "data") | {"release": release} | chosen
     if not all_settings(place, release).in_memory and options.pop("standardised", False):
         warnings.warn(f"{place}: features are mapped, so they are not standardised", stacklevel=2)
-    data = _check_judging(load_dataset(place, **options))
-    return inner_split(data) if inner else data
+    data = load_dataset(place, **options)
+    return check_judging(inner_split(data) if inner else data)
 
 # %% ../../nbs/60_spec.ipynb #0b3ed047
 def check_folds(place: Path, folds: Mapping[str, Dataset]) -> None:
