@@ -133,16 +133,20 @@ def table3(options, left):
 
     begun, lines, seeds, last, wanted = time.monotonic(), [], 0, 0.0, 1 if options.smoke else SEEDS
     lines += [] if options.smoke or find_data("thumos14") else ["the THUMOS14 annotations are not here: other lengths"]
-    _, folder = place_of_table(options)
-    (folder / "table3.json").unlink(missing_ok=True)  # of more seeds than the first round has; its runs stay
-    while seeds < wanted and (spent := time.monotonic() - begun) + 1.2 * last < left:
-        try:
+    saved = place_of_table(options)[1] / "table3.json"
+    before = saved.read_bytes() if saved.is_file() else None
+    saved.unlink(missing_ok=True)  # of more seeds than the first round has; its runs stay
+    try:
+        while seeds < wanted and (spent := time.monotonic() - begun) + 1.2 * last < left:
             seconds = reproduce(seeds + 1, options, left - spent)
-        except CellTimeoutError:
-            break
-        seeds, last = seeds + 1, time.monotonic() - begun - spent
-        lines.append(f"{seeds} seeds: {spent + last:.0f} s in all, a run {seconds.median():.0f} s")
-        print(lines[-1], flush=True)
+            seeds, last = seeds + 1, time.monotonic() - begun - spent
+            lines.append(f"{seeds} seeds: {spent + last:.0f} s in all, a run {seconds.median():.0f} s")
+            print(lines[-1], flush=True)
+    except CellTimeoutError:
+        pass
+    finally:
+        if before and not seeds:
+            write_whole(saved, before)
     if not seeds:
         return "\n".join([*lines, f"{UNFINISHED}: 0 of {wanted} seeds"])
     whole = seconds.sum() / options.workers  # of the runs that an earlier call has computed, too

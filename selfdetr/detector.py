@@ -180,9 +180,10 @@ def _read_model(path: Path, device: str) -> tuple[Any, DetectorConfig]:
     "The model of a folder or an .onnx file, and what it has to know. DataError as `Detector.load`."
     kind, gpu = choose_device(device)
     folder = path.parent if path.suffix == ".onnx" else path
-    if folder == path and not path.is_dir():
-        wrong = "is a file; give the folder of the model" if path.exists() else "no such folder; check the path"
-        raise DataError(f"{path}: {wrong}")
+    if not path.exists():
+        raise DataError(f"{path}: no such {'folder' if folder == path else 'file'}; check the path")
+    if not folder.is_dir():
+        raise DataError(f"{path}: is a file; give the folder of the model")
     config = read_detector(folder)
     model: Any = load_model(path, torch.device(kind, *(gpu or []))) if folder == path else OnnxModel(path, device)
     _check_fit(model, config, folder)

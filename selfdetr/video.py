@@ -361,13 +361,12 @@ def _save_features(
     frames: int,  # of the video, at the grid's rate
     fps: float,
 ) -> None:
-    "Write the features of a video, then enter it into videos.json, which other processes may do as well."
+    "Write the features of a video, then enter it into videos.json. The caller has the lock of the folder."
     file = io.BytesIO()
     np.save(file, features, allow_pickle=False)
     write_whole(folder / "features" / f"{name}.npy", file.getvalue())
     entry = {"duration": frames / fps, "fps": fps, "frames": frames, "steps": len(features), "annotations": []}
-    with FileLock(folder / ".videos.json.lock"):
-        _write_json(folder / "videos.json", {"database": read_video_entries(folder) | {name: entry}})
+    _write_json(folder / "videos.json", {"database": read_video_entries(folder) | {name: entry}})
 
 
 def _is_complete(folder: Path, name: str, entries: Mapping[str, Any]) -> bool:
@@ -379,24 +378,28 @@ def _is_complete(folder: Path, name: str, entries: Mapping[str, Any]) -> bool:
     return name in entries and entries[name].get("steps") == len(features)
 
 # %% ../nbs/52_features_from_video.ipynb #1529eb6e
-def _claim_folder(
+def _old_features(
     folder: Path,
     wanted: dict[str, Any],  # fps, stride, snippet and description, for dataset.json
     names: Iterable[str],  # the videos of this run
     overwrite: bool,  # features of these videos may be replaced
-) -> None:
-    "Write dataset.json. `DataError` where features with other settings would remain next to the new ones."
-    found, place = read_settings(folder), folder / "features"
-    place.mkdir(parents=True, exist_ok=True)
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
-    if differing:
-        present = {path.stem: path for path in place.glob("*.npy")}
-        if set(present) - set(names if overwrite else ()):
-            key = differing[0]
-            raise DataError(f"{folder}: has features with {key} {found.get(key)}, these would have {wanted[key]}; "
-                            "give another folder, or --overwrite with all of its videos")
-        for path in present.values():
-            path.unlink()
+) -> list[Path]:
+    "The features with other settings. `DataError` where they would remain next to the new ones."
+    found = read_settings(folder)
+    key = next((key for key in wanted if found.get(key) != wanted[key]), None)
+    old = [] if key is None else list((folder / "features").glob("*.npy"))
+    if key and {path.stem for path in old} - set(names if overwrite else ()):
+        raise DataError(f"{folder}: has features with {key} {found.get(key)}, these would have {wanted[key]}; "
+                        "give another folder, or --overwrite with all of its videos")
+    return old
+
+
+def _claim_folder(folder: Path, wanted: dict[str, Any], names: Iterable[str], overwrite: bool) -> None:
+    "Remove the features with other settings and write dataset.json. `DataError` as `_old_features`."
+    for path in _old_features(folder, wanted, names, overwrite):
+        path.unlink()
+    found = read_settings(folder)
+    if found | wanted != found:
         _write_json(folder / "dataset.json", found | wanted)
 
 # %% ../nbs/52_features_from_video.ipynb #9ef17696
@@ -472,7 +475,9 @@ def extract_videos(
         return done, failed
     grid = TimeGrid(rate, stride, snippet)
     about = {"model": extractor.name, "weights": extractor.weights, "float16": extractor.half}
-    _claim_folder(folder, {"fps": rate, "stride": stride, "snippet": snippet, "description": about}, videos, overwrite)
+    wanted = {"fps": rate, "stride": stride, "snippet": snippet, "description": about}
+    _old_features(folder, wanted, videos, overwrite)
+    (folder / "features").mkdir(parents=True, exist_ok=True)
     entries = {} if overwrite else read_video_entries(folder)
     left = {name: path for name, path in videos.items()
             if path not in failed and not _is_complete(folder, name, entries)}
@@ -482,7 +487,9 @@ def extract_videos(
             bar.set_description(name)
             try:
                 features, frames = extract(path, extractor, grid, batch, bar.update)
-                _save_features(folder, name, features, frames, rate)
+                with FileLock(folder / ".videos.json.lock"):
+                    _claim_folder(folder, wanted, videos, overwrite and not done)
+                    _save_features(folder, name, features, frames, rate)
                 done.append(name)
             except VideoError as error:
                 failed[path] = str(error)

@@ -2,11 +2,14 @@
 
 import importlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
+from nbclient.exceptions import CellTimeoutError
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "eager", "gpu"))
@@ -97,6 +100,19 @@ def test_a_table_that_lacks_seeds_is_continued(script, tmp_path, monkeypatch):
     said = [script.compute("table3", options, now[0] + left) for left in (25, 5, 60, 60)]
     assert "unfinished: 2 of 3" in said[0] and "unfinished" not in said[2] and "is there already" in said[3]
     assert asked == [1, 2, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["gpu"])
+def test_a_saved_table_stays_where_no_seed_is_finished(script, tmp_path, monkeypatch):
+    options = SimpleNamespace(smoke=True, workers=1, device="cpu", out=str(tmp_path))
+    saved = script.place_of_table(options)[1] / "table3.json"
+    saved.parent.mkdir()
+    saved.write_text("of five seeds")
+    for error in (CellTimeoutError, KeyboardInterrupt):
+        monkeypatch.setattr(script, "reproduce", Mock(side_effect=error))
+        with nullcontext() if error is CellTimeoutError else pytest.raises(error):
+            assert "unfinished: 0 of 1 seeds" in script.table3(options, left=9)
+        assert saved.read_text() == "of five seeds"
 
 
 @pytest.mark.parametrize("name", ["gpu"])

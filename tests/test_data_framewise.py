@@ -278,6 +278,13 @@ def test_label_files_become_an_annotation_file(salads, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
+def test_the_import_finds_a_name_of_another_unicode_form(salads, tmp_path):
+    (salads / "groundTruth" / "a.txt").rename(salads / "groundTruth" / f"{DECOMPOSED}.txt")
+    bundle(salads, "1", [COMPOSED, "b"], [COMPOSED, *"bcd"])
+    done = import_labels(salads, tmp_path / "one", fps=10, fold=1)
+    assert {video.name for video in read_annotations(done.path).videos} == {COMPOSED, *"bcd"}
+
+
 def test_the_mapping_next_to_the_folder_of_labels_is_read(salads, tmp_path):
     (salads / "mapping.txt").write_text("0 stir\n1 background\n")
     with pytest.raises(DataError, match="a.txt, line 21: label 'cut' is not in mapping.txt"):

@@ -330,6 +330,7 @@ def test_damaged_folders_are_refused_in_one_line(folder, damage, message):
 
 def test_a_misspelt_path_is_named(made):
     assert "no such folder; check the path" in refused(lambda: Detector.load(made / "nowhere"))
+    assert "nowhere.onnx: no such file; check the path" in refused(lambda: Detector.load(made / "nowhere.onnx"))
     assert "is a file; give the folder of the model" in refused(lambda: Detector.load(made / "config.json"))
 
 

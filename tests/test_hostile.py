@@ -622,7 +622,8 @@ CASES = {  # file -> its reader, a word of the refusal, and keys with wrong valu
         "test_instances": [None], "protocol": [None], "diversity": [[3], [{"part": "decoder"}]]}),
     "here/table9.json": (write_claims, "table9.json", {
         "claims": [{}, [3], [{"text": 3}]], "claims 0 n": ["5", None], "claims 0 error": ["0"],
-        "claims 0 whose": ["me"], "claims 0 mean": [None, 10**400], "title": [None], "rows": [1], "seeds": ["ab"]}),
+        "claims 0 whose": ["me"], "claims 0 mean": [None, 10**400], "title": [None], "rows": [1], "seeds": ["ab"],
+        "profile": ["a/../../b", "a\0b"]}),
 }  # fmt: skip
 
 

@@ -54,6 +54,15 @@ def test_a_failing_run_leaves_no_folder_and_the_others_stay(tiny_folder, tmp_pat
     assert computed == [1] and again.content["rows"][0]["average"] == again.content["rows"][2]["average"]
 
 
+def test_the_bar_counts_what_ends_last(tmp_path):
+    works = [pool.work_folder(name, tmp_path) for name in ("finished", "stopped")]
+    with pool._watch_epochs(works, [7, 9], show=True) as bar:
+        (tmp_path / "finished").mkdir()
+        works[1].mkdir()
+        (works[1] / "epochs").write_text("4")
+    assert bar.n == 11
+
+
 def test_a_run_found_under_another_name_has_the_spec_that_was_asked_for(finished, tiny, tmp_path):
     shutil.copytree(finished.folder, tmp_path / finished.folder.name)
     spec = replace(finished.spec, dataset="elsewhere", fold="2")

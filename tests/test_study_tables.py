@@ -341,8 +341,9 @@ def test_a_table_of_other_settings_or_code_is_old(tmp_path):
     }
     about = {"table": "table9", "title": "", "dataset": "simulated", "profile": "quick", "seeds": [0], "rows": []}
     now = {"source": compute.source_hash(), "settings": tables.settings_hash("simulated", "quick")}
-    for number, change in enumerate(({}, {"settings": "0"}, {"source": "0"})):
+    for number, change in enumerate(({}, {"settings": "0"}, {"source": "0"}, {"profile": "no longer there"})):
         folder = tmp_path / f"{number}"
         folder.mkdir()
         (folder / "table9.json").write_text(json.dumps(about | now | change | {"claims": [claim]}))
-    assert gather_claims(tmp_path).old.tolist() == [False, True, True]
+    assert gather_claims(tmp_path).old.tolist() == [False, True, True, True]
+    assert "changed since these were computed: simulated-no longer there" in study.write_claims(tmp_path).read_text()

@@ -3,11 +3,12 @@
 import json
 import os
 import resource
+import shutil
 import struct
 import sys
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
@@ -479,12 +480,40 @@ def test_a_folder_has_features_of_one_kind(films, tmp_path):
     assert read_settings(data)["stride"] == 8 and extract_all([films], data, stride=8) == ([], {})
 
 
-def test_runs_may_share_a_folder(tmp_path):
-    (tmp_path / "features").mkdir()
-    values = np.zeros((3, 2), np.float32)
+def test_old_features_stay_until_new_ones_can_be_made(films, tmp_path):
+    data = tmp_path / "data"
+    extract_all([films], data)
+    before, settings = stamps(data), read_settings(data)
+    with pytest.raises(DataError, match="sixteen: cannot take 8 snippets of 8 frames"):
+        extract_all([films], data, Extractor(nn.Conv3d(3, 2, (16, 1, 1)), plain, "sixteen"), snippet=8, overwrite=True)
+    assert stamps(data) == before and read_settings(data) == settings
+
+
+@pytest.mark.parametrize("moment, overwrite", [("extract", False), ("_claim_folder", False), ("_claim_folder", True)])
+def test_of_two_runs_with_other_settings_one_is_refused(films, tmp_path, monkeypatch, moment, overwrite):
+    real, first, data, others = getattr(video, moment), iter([True]), tmp_path / "data", []
+
+    def meanwhile(*given):
+        result = real(*given)
+        if next(first, False):  # the other run ends, or waits for this one
+            others.append(pool.submit(extract_all, [films], data, stride=8, overwrite=overwrite))
+            wait(others, timeout=0.5)
+        return result
+
+    monkeypatch.setattr(video, moment, meanwhile)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(DataError, match="has features with stride ., these would have"):
+        extract_all([films], data, overwrite=overwrite)
+        others[0].result()
+    entries, stride = video.read_video_entries(data), read_settings(data)["stride"]
+    made = {path.stem: len(np.load(path)) for path in (data / "features").iterdir()}
+    assert made == {name: wanted_steps(entries[name]["frames"], 16, stride) for name in "abc"}
+
+
+def test_runs_may_share_a_folder(films, tmp_path):
+    copies = [shutil.copy(films / "a.mp4", tmp_path / f"v{i}.mp4") for i in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: video._save_features(tmp_path, f"v{i}", values, 28, 25.0), range(24)))
-    assert len(video.read_video_entries(tmp_path)) == 24 and not list(tmp_path.rglob("*.part"))
+        list(pool.map(lambda path: extract_all([path], tmp_path / "data"), copies))
+    assert len(video.read_video_entries(tmp_path / "data")) == 24 and not list(tmp_path.rglob("*.part"))
 
 
 def test_two_runs_that_write_one_video_leave_it_whole(tmp_path, monkeypatch):

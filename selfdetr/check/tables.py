@@ -440,15 +440,15 @@ def import_labels(
     if fps is None:
         raise DataError(f"{labels}: frame-wise labels have no frame rate; give it: fps=... (--fps ...)")
     place, rate = labels / LABELS if (labels / LABELS).is_dir() else labels, parse_rate(str(fps))
-    files = {video_name(file.name.removesuffix(".txt"), str(place)): file for file in sorted(place.glob("*.txt"))
-             if file.name != MAPPING}
-    if not files:
+    names = [video_name(file.name.removesuffix(".txt"), str(place)) for file in sorted(place.glob("*.txt"))
+             if file.name != MAPPING]
+    if not names:
         raise DataError(f"{place}: has no label files; give the folder of the .txt files")
     drawn = fold is None and (test_share is not None or not (labels / "splits").is_dir())
-    split = dict.fromkeys(files) if drawn else read_split(labels, fold)
+    split = dict.fromkeys(names) if drawn else read_split(labels, fold)
     mapping = next((path for path in (labels / MAPPING, labels.parent / MAPPING) if path.exists()), None)
     known = read_mapping(mapping) if mapping else None
-    entries = {name: label_entry(files.get(name, place / f"{name}.txt"), "", rate, (), known) for name in split}
+    entries = {name: label_entry(in_form_there(place / f"{name}.txt"), "", rate, (), known) for name in split}
     stated = {name: [entry._replace(subset=split[name])] for name, entry in entries.items()}
     subsets, how = _subsets_of(stated, labels, test_share, seed)
     left_out, told = _note_background(entries, background, place)

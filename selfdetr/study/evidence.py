@@ -15,10 +15,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..data.files import write_whole
+from ..data.files import inside, write_whole
 from ..plots import plot_forest, save_picture
 from ..report import Effect, markdown_table
 from .compute import source_hash
+from .spec import PROFILES
 from .statistics import SMALLEST, Claim, holm_levels, p_value, pool_effects, show_effect, verdict
 from .tables import read_table, settings_hash, show_number
 
@@ -50,8 +51,9 @@ def gather_claims(results: str | Path = "results") -> pd.DataFrame:
     for path in (path for pattern in _TABLES for path in sorted(results.glob(f"*/{pattern}.json"))):
         table = read_table(path)
         about = {name: table[name] for name in ("table", "title", "dataset", "profile")}
-        now = settings_hash(table["dataset"], table["profile"])
-        old = table["source"] != source or table.get("settings", now) != now
+        inside(results, f"{table['table']}_{table['profile']}", str(path), "table and profile")  # names of pictures
+        now = settings_hash(table["dataset"], table["profile"]) if table["profile"] in PROFILES else None
+        old = table["source"] != source or now is None or table.get("settings", now) != now
         rows += [about | {"old": old} | asdict(claim) for claim in table["claims"]]
     columns = ["table", "title", "dataset", "profile", "old", *(name for name in Claim.__dataclass_fields__)]
     claims = pd.DataFrame(rows, columns=columns).rename(columns={"mean": "mean_"})

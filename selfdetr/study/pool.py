@@ -38,14 +38,17 @@ def _watch_epochs(folders: Sequence[Path], epochs: Sequence[int], show: bool) ->
     bar, stop = tqdm(total=sum(epochs), unit="epoch", disable=not show), threading.Event()
     done = [0] * len(folders)
 
+    def look() -> None:
+        for i, folder in enumerate(folders):
+            with contextlib.suppress(OSError, ValueError):
+                done[i] = max(done[i], int((folder / "epochs").read_text()))
+            if (folder.parent / folder.name[1:]).exists():
+                done[i] = epochs[i]
+        bar.update(sum(done) - bar.n)
+
     def poll() -> None:
         while not stop.wait(0.5):
-            for i, folder in enumerate(folders):
-                with contextlib.suppress(OSError, ValueError):
-                    done[i] = max(done[i], int((folder / "epochs").read_text()))
-                if (folder.parent / folder.name[1:]).exists():
-                    done[i] = epochs[i]
-            bar.update(sum(done) - bar.n)
+            look()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -54,7 +57,7 @@ def _watch_epochs(folders: Sequence[Path], epochs: Sequence[int], show: bool) ->
     finally:
         stop.set()
         thread.join()
-        bar.update(sum(done) - bar.n)
+        look()  # what ended since the last time
         bar.close()
 
 # %% ../../nbs/63_pool.ipynb #2f90befa
