@@ -138,8 +138,8 @@ def _quotable(claims: pd.DataFrame, pooled: pd.DataFrame, most: int = 9) -> Iter
     "Sentences about the paper's claims."
     own = claims[claims.whose == "paper"]
     counts = ", ".join(f"{n} {said}" for said, n in own.verdict.value_counts().items())
-    verdicts = f"Counted once per data set, there are {len(own)} verdicts{': ' * bool(counts)}{counts}."
-    yield f"- {own.text.nunique()} claims of the paper were judged. {verdicts}"
+    verdicts = f"Verdicts, counted once per data set: {len(own)}{f' ({counts})' if counts else ''}."
+    yield f"- Claims of the paper that were judged: {own.text.nunique()}. {verdicts}"
     mAP = own[own.unit == "mAP"].sort_values("table", key=lambda name: name.where(name != "table3", ""), kind="stable")
     for text in list(dict.fromkeys(mAP.text))[:most]:
         joint, single = pooled[pooled.text == text], own[own.text == text]
