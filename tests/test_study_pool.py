@@ -130,6 +130,7 @@ def busy(path):
     Path(path).touch()
     time.sleep(100)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 pool._attempt = busy
 print("begins", flush=True)
 pool._in_workers([(path,) for path in sys.argv[1:]], 2)
