@@ -308,7 +308,9 @@ def test_detections_are_judged_by_the_test_split_of_a_folder(salads, tmp_path, c
     assert main([*given, "--fold", "1"]) == 0
     assert json.loads((tmp_path / "judged.json").read_text())["average"] == 1
     capsys.readouterr()
-    for options, message in ((["--fold", "1", "--subset", "test"], "the test split counts"), ([], "name one with --fold: 1, 2")):
+    for options, message in (
+        (["--fold", "1", "--subset", "test"], "the test split counts"), ([], "name one with --fold: 1, 2")
+    ):
         assert main([*given, *options]) == 2
         assert message in capsys.readouterr().err
 
