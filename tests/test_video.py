@@ -489,15 +489,16 @@ def test_old_features_stay_until_new_ones_can_be_made(films, tmp_path):
     assert stamps(data) == before and read_settings(data) == settings
 
 
-@pytest.mark.parametrize("moment, overwrite", [("extract", False), ("_claim_folder", False), ("_claim_folder", True)])
-def test_of_two_runs_with_other_settings_one_is_refused(films, tmp_path, monkeypatch, moment, overwrite):
-    real, first, data, others = getattr(video, moment), iter([True]), tmp_path / "data", []
+@pytest.mark.parametrize("moment, turns, overwrite", [("extract", [True], False), ("_claim_folder", [True], False),
+                                                      ("extract", [False, True], True)])  # one video is done
+def test_of_two_runs_with_other_settings_one_is_refused(films, tmp_path, monkeypatch, moment, turns, overwrite):
+    real, turn, data, others = getattr(video, moment), iter(turns), tmp_path / "data", []
 
     def meanwhile(*given):
         result = real(*given)
-        if next(first, False):  # the other run ends, or waits for this one
+        if next(turn, False):  # the other run ends, or waits for this one
             others.append(pool.submit(extract_all, [films], data, stride=8, overwrite=overwrite))
-            wait(others, timeout=0.5)
+            wait(others, timeout=0.5 if moment == "_claim_folder" else 60)
         return result
 
     monkeypatch.setattr(video, moment, meanwhile)
