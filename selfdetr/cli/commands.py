@@ -89,7 +89,7 @@ def _chosen_spec(options: argparse.Namespace, data: "Dataset", overrides: dict[s
     _say("\n".join(f"{each.name} = {each.value}: {each.reason}" for each in choices))
     return make_spec(*about, overrides | {each.name: each.value for each in choices}, options.fold)
 
-
+# %% ../../nbs/57_commands.ipynb #57trn002
 def _report(found: "Run", output: Path | None) -> None:
     "Print what a run has reached and where it is, and copy it to where it is wanted."
     from selfdetr.processes import is_first
@@ -334,7 +334,7 @@ def _add_check(parser: Parser) -> None:
     said.add_argument("--channels-first", action="store_const", const=True, help="files hold (channels, steps)")
     parser.set_defaults(work=_check)
 
-
+# %% ../../nbs/57_commands.ipynb #57chk002
 def _places(options: argparse.Namespace) -> dict[str, tuple[Path, dict[str, Any]]]:
     "What to check, by the fold: the one that was asked for, else each of them, else the folder itself."
     from selfdetr.data.dataset import folds_of, place_of_fold
@@ -403,7 +403,7 @@ def _add_import(parser: Parser) -> None:
     parser.add_argument("--force", action="store_true", help="replace an annotation file that exists")
     parser.set_defaults(work=_import_table)
 
-
+# %% ../../nbs/57_commands.ipynb #57imp002
 def _import_table(options: argparse.Namespace) -> None:
     "`selfdetr data import`: write the annotation file and say what was assumed."
     from selfdetr.check.tables import import_labels, import_segments

@@ -152,7 +152,7 @@ DATASETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {  # data set -> pro
     },
 }
 
-
+# %% ../../nbs/60_spec.ipynb #60set002
 _STEPS_A_SECOND = {"50salads": 3.0, "gtea": 5.0, "jigsaws": 5.0, "vts": 10.0}  # of the features they were chosen for
 
 
