@@ -38,7 +38,8 @@ help:  ## list the targets
 
 # Papermill runs in the repository's root, so OUT_DIR and DATA_ROOT are relative to it. The executed
 # notebook is written to a temporary folder first: a run that fails leaves none in OUT_DIR. Of the progress
-# bar its last state is kept. Links lead from the copy to where they led from nbs/.
+# bar its last state is kept. What nbs/ says of the outputs stored there is left out. Links lead from the copy to
+# where they led from nbs/.
 reproduce: .venv/.ok  ## train the rows of a table of the paper and write the table, its pictures and the verdict
 	@set -euo pipefail; \
 	data="$$(cd "$(DATASET)" >/dev/null 2>&1 && pwd || echo "$(DATASET)")"; \
@@ -49,7 +50,8 @@ reproduce: .venv/.ok  ## train the rows of a table of the paper and write the ta
 	  -r device "$(DEVICE)" -p workers "$(WORKERS)" -r out_dir "$(OUT_DIR)" \
 	  -r cluster "$(CLUSTER)"; \
 	$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True \
-	  "$$tmp/$(TABLE).ipynb"; \
+	  --RegexRemovePreprocessor.enabled=True --RegexRemovePreprocessor.patterns='\*\*Stored here' \
+	  --RegexRemovePreprocessor.patterns='\#\# Results' "$$tmp/$(TABLE).ipynb"; \
 	$(BIN)/nbdev_clean --fname "$$tmp/$(TABLE).ipynb"; \
 	sed -i.bak -E -e 's#\]\(\.\./#](../../#g' -e 's#\]\(([A-Za-z0-9_]+\.ipynb)#](../../nbs/\1#g' \
 	  "$$tmp/$(TABLE).ipynb"; \

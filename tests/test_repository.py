@@ -313,6 +313,20 @@ def test_an_executed_copy_shows_what_its_notebook_draws(path):
     assert bool(shown) == draws, "pictures are lost with MPLBACKEND=Agg, or where they are closed before the cell ends"
 
 
+STORED = ("**Stored here**", "## Results")  # how a cell begins that is about the outputs stored in nbs/
+
+
+def test_an_executed_copy_says_nothing_of_the_outputs_stored_in_nbs():
+    said = {path: [source(cell) for cell in cells(path, "markdown")] for path in (ROOT / "nbs").glob("reproduce_*")}
+    stray = [path.name for path, texts in said.items() for text in texts
+             if re.search("stored (here|in `?nbs)", text, re.I) and not text.startswith(STORED)]
+    assert sum(text.startswith(STORED) for texts in said.values() for text in texts) >= len(said) and not stray
+    patterns = re.findall(r"RegexRemovePreprocessor\.patterns='(.*?)'", made("reproduce").replace("\\", ""))
+    assert len(patterns) == 2 and all(begin.startswith(pattern) for begin, pattern in zip(STORED, patterns))
+    copies = {path.relative_to(ROOT): cells(path, "markdown") for path in (ROOT / "results").glob("*/*.ipynb")}
+    assert not [path for path, held in copies.items() for cell in held if source(cell).startswith(STORED)]
+
+
 def test_wheel_and_sdist_hold_the_package_and_nothing_else(tmp_path):
     copy = tmp_path / "copy"
     for path in project_files():
