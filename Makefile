@@ -52,7 +52,7 @@ reproduce: .venv/.ok  ## train the rows of a table of the paper and write the ta
 	$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True \
 	  --RegexRemovePreprocessor.enabled=True --RegexRemovePreprocessor.patterns='\*\*Stored here' \
 	  --RegexRemovePreprocessor.patterns='\#\# Results' "$$tmp/$(TABLE).ipynb"; \
-	$(BIN)/nbdev_clean --fname "$$tmp/$(TABLE).ipynb"; \
+	$(BIN)/nbdev_clean --fname "$$tmp/$(TABLE).ipynb"; $(BIN)/python docs/small_pictures.py "$$tmp/$(TABLE).ipynb"; \
 	sed -i.bak -E -e 's#\]\(\.\./#](../../#g' -e 's#\]\(([A-Za-z0-9_]+\.ipynb)#](../../nbs/\1#g' \
 	  "$$tmp/$(TABLE).ipynb"; \
 	mkdir -p "$$out"; mv "$$tmp/$(TABLE).ipynb" "$$out/$(TABLE).ipynb"; \
@@ -104,9 +104,10 @@ docs: .venv/.docs  ## build the site: notebooks, results and modules, with searc
 	$(BIN)/python docs/check_site.py _docs/html
 	@echo "Open _docs/html/index.html"
 
-export: .venv/.ok  ## write selfdetr/ from the notebooks and clean the notebooks
+export: .venv/.ok  ## write selfdetr/ from the notebooks, clean these and make their pictures small
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python docs/small_pictures.py nbs/*.ipynb
 
 # The notebook is executed first, since it shows tables from results/. Hidden cells are left out, tables come as
 # Markdown and pictures only as committed files. Paths in the notebook are relative to nbs/; those in the README to the root.
