@@ -422,10 +422,11 @@ def plot_forest(
     names = [*effects.index, *pooled.index]
     ax = ax or _axes(None, 1, 1, (5, 1.1 + 0.32 * len(names)))[0, 0]
     if smallest is not None:
-        ax.axvspan(-smallest, smallest, color="#EEEEEE", zorder=0)
+        ax.axvspan(-smallest, smallest, color="#EEEEEE", zorder=0, label=f"within {smallest:g} of zero")
     ax.axvline(0, color="#666666", linestyle="--", linewidth=1)
     if paper is not None:
         ax.axvline(paper, color="black", linestyle=":", linewidth=2, label="the paper")
+    if paper is not None or smallest is not None:
         ax.legend(fontsize="small", loc="best")
     for y, (mean, low, high) in enumerate(effects[["mean", "low", "high"]].to_numpy(dtype=float)):
         ax.plot([low, high], [y, y], color="#0072B2", linewidth=1.8)

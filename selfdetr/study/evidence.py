@@ -64,6 +64,7 @@ def gather_claims(results: str | Path = "results") -> pd.DataFrame:
 
 # %% ../../nbs/66_evidence.ipynb #2cce8be5
 _FEWEST = 3  # data sets to be combined
+_VIDEO = ("50salads", "gtea", "jigsaws")  # features of a CNN; those of VTS are measurements
 
 
 def _pooled_row(group: pd.DataFrame, sets: str) -> dict[str, Any]:
@@ -81,15 +82,13 @@ def _pooled_row(group: pd.DataFrame, sets: str) -> dict[str, Any]:
 
 
 def pool_claims(claims: pd.DataFrame) -> pd.DataFrame:  # columns of `gather_claims`, and tau and inconsistency
-    "The claims that were judged on three data sets or more: all of them together, and the real ones."
+    "The claims that were judged on three data sets or more: all of them together, the real ones, those of video."
     rows = []
     judged = claims[claims.error.notna()]
     for _, group in judged.groupby(["table", "profile", "text"], sort=False):
-        real = group[group.dataset != "simulated"]
-        if len(group) >= _FEWEST:
-            rows.append(_pooled_row(group, ""))
-        if _FEWEST <= len(real) < len(group):
-            rows.append(_pooled_row(real, "real "))
+        kinds = {"": group, "real ": group[group.dataset != "simulated"], "video ": group[group.dataset.isin(_VIDEO)]}
+        new = {len(own): kind for kind, own in reversed(kinds.items())}  # each is a part of the one before
+        rows += [_pooled_row(own, kind) for kind, own in kinds.items() if len(own) >= _FEWEST and new[len(own)] == kind]
     return pd.DataFrame(rows, columns=[*claims.columns, "tau", "inconsistency"])
 
 # %% ../../nbs/66_evidence.ipynb #02d93794
@@ -118,8 +117,10 @@ def plot_claims(
     used, rest = grid.flat[: len(texts)], grid.flat[len(texts):]
     limits = np.array([ax.get_xlim() for ax in used])
     labelled = {label: line for ax in used for line, label in zip(*ax.get_legend_handles_labels())}
-    for ax in used:  # one scale for all, and one legend
-        ax.set_xlim(limits[:, 0].min(), limits[:, 1].max())
+    scale = limits[:, 0].min(), limits[:, 1].max()
+    for ax in used:  # one legend for all
+        if np.ptp(limits, axis=1).min() > np.ptp(scale) / 3:
+            ax.set_xlim(scale)
         if ax.get_legend():
             ax.get_legend().remove()
     if labelled:
@@ -134,21 +135,36 @@ def _shown(row: Any) -> str:
     return f"{show_effect(_effect(row).interval(), row.unit)} {row.unit}"
 
 
+def _counted(claims: pd.DataFrame) -> str:
+    "How many verdicts there are, and how many of each kind."
+    counts = ", ".join(f"{n} {said}" for said, n in claims.verdict.value_counts().items())
+    return f"{len(claims)}{f' ({counts})' if counts else ''}"
+
+
 def _quotable(claims: pd.DataFrame, pooled: pd.DataFrame, most: int = 9) -> Iterator[str]:
     "Sentences about the paper's claims."
     own = claims[claims.whose == "paper"]
-    counts = ", ".join(f"{n} {said}" for said, n in own.verdict.value_counts().items())
-    verdicts = f"Verdicts, counted once per data set: {len(own)}{f' ({counts})' if counts else ''}."
+    old = own.old.astype(bool)
+    before = f" Verdicts of earlier code or settings: {_counted(own[old])}." if old.any() else ""
+    verdicts = f"Verdicts, counted once per data set: {_counted(own[~old])}.{before}"
     yield f"- Claims of the paper that were judged: {own.text.nunique()}. {verdicts}"
     mAP = own[own.unit == "mAP"].sort_values("table", key=lambda name: name.where(name != "table3", ""), kind="stable")
     for text in list(dict.fromkeys(mAP.text))[:most]:
         joint, single = pooled[pooled.text == text], own[own.text == text]
-        rows = (joint if len(joint) else single).itertuples()
-        said = "; ".join(f"{_shown(row)} on {row.dataset}, {row.profile} (**{row.verdict}**)" for row in rows)
+        shown = joint if len(joint) else single[~single.old.astype(bool)] if not single.old.all() else single
+        said = "; ".join(
+            f"{_shown(row)} on {row.dataset}, {row.profile}{', earlier code' * bool(row.old)} (**{row.verdict}**)"
+            for row in shown.itertuples()
+        )
         paper = "" if pd.isna(single.paper.iloc[0]) else f" The paper has {single.paper.iloc[0]:+.1f}."
         yield f"- *{text}*: {said.replace(' together', ' data sets together')}.{paper}"
 
 # %% ../../nbs/66_evidence.ipynb #43494798
+def _heterogeneity(row: Any) -> str:
+    "How much the effects of several data sets differ: tau and I²."
+    return "" if pd.isna(row.tau) else f"{row.tau:.1f} {row.unit}, {row.inconsistency:.0%}"
+
+
 def _claims_section(claims: pd.DataFrame, pooled: pd.DataFrame, picture: str | None) -> list[str]:
     "The claims of one table as Markdown."
     order = {text: i for i, text in enumerate(dict.fromkeys(claims.text))}
@@ -158,16 +174,12 @@ def _claims_section(claims: pd.DataFrame, pooled: pd.DataFrame, picture: str | N
         "claim": every.text, "whose": every.whose, "data": every.dataset + ", " + every.profile,
         "effect [95 %]": [_shown(row) for row in every.itertuples()],
         "corrected": every.corrected,
+        "heterogeneity": [_heterogeneity(row) for row in every.itertuples()],
         "margin": ["" if pd.isna(value) else f"{value:g}" for value in every.margin],
         "paper": [show_number(value) for value in every.paper], "verdict": every.verdict,
     })  # fmt: skip
-    if shown.margin.eq("").all():
-        del shown["margin"]
+    shown = shown.drop(columns=[name for name in ("heterogeneity", "margin") if shown[name].eq("").all()])
     text = [f"## {claims.title.iloc[0].rstrip('.')}\n", markdown_table(shown.set_index("claim"))]
-    mAP = pooled[pooled.unit == "mAP"]
-    if len(mAP):
-        spread = " to ".join(dict.fromkeys(f"{tau:.1f}" for tau in (mAP.tau.min(), mAP.tau.max())))
-        text.append(f"Between data sets the effects differ by a standard deviation of {spread} mAP.\n")
     text += [f"![Effects by data set, with their 95 % intervals]({picture})\n"] if picture else []
     old = sorted({f"{row.dataset}-{row.profile}" for row in claims[claims.old].itertuples()})
     return text + ([f"Code or settings have changed since these were computed: {', '.join(old)}.\n"] if old else [])
@@ -181,7 +193,8 @@ def write_claims(results: str | Path = "results") -> Path:
     text.append(
         "An effect is the mean difference paired by seed and fold, with its 95 % interval. `corrected` is the interval "
         "after Holm's correction over all claims of the same side (the paper's, others', ours) and profile; effects of "
-        "several data sets together are not corrected. `paper` is the effect "
+        "several data sets together are not corrected. `heterogeneity` is the standard deviation of the effect between "
+        "data sets, and I², its share in the variance of what was measured. `paper` is the effect "
         f"that the paper reports. Effects below {SMALLEST:g} mAP are too small to matter. `64_statistics` has the "
         "rules.\n"
     )
