@@ -348,3 +348,32 @@ def test_the_check_in_a_shell_takes_every_split_or_one(salads, tmp_path, capsys)
     (salads / "splits" / "train.split2.bundle").write_text("")
     assert main(command) == 2 and "error: fold 2: salads: cannot be trained on" in capsys.readouterr().err
     assert {salads / "mapping.txt", salads / "splits"} < set(files_of(salads)) and "SIL" in BACKGROUND
+
+
+def test_a_background_label_that_is_not_in_the_mapping_is_refused(salads):
+    (salads / "dataset.json").write_text('{"fps": 10, "ignore_labels": ["backgruond"]}')
+    with pytest.raises(DataError, match="mapping.txt: has no label 'backgruond', which ignore_labels .*background"):
+        load_dataset(salads, release="framewise", fold=1)
+    (salads / "dataset.json").write_text('{"fps": 10, "ignore_labels": ["stir"]}')
+    assert "background" in load_dataset(salads, release="framewise", fold=1).classes
+
+
+def test_imported_labels_must_be_as_long_as_the_features(salads, tmp_path):
+    folder = tmp_path / "one"
+    shutil.copytree(salads / "features", folder / "features")
+    settings = {"fps": 10, "stride": 1, "snippet": 1, "channels_first": True}
+    (folder / "dataset.json").write_text(json.dumps(settings))
+    assert import_labels(salads, folder, fps=10, fold=1).videos == 4
+    np.save(folder / "features" / "a.npy", np.zeros((6, 240), np.float32))
+    with pytest.raises(DataError, match="a.txt: has 300 labels, so 300 steps at stride 1, but .*a.npy has 240"):
+        import_labels(salads, folder, fps=10, fold=1, force=True)
+
+
+def test_no_other_frame_rate_is_advised_where_labels_state_it(salads, capsys):
+    settings = {"fps": 10, "stride": 1, "snippet": 1}
+    (salads / "dataset.json").write_text(json.dumps(settings))
+    for name, length in LENGTHS.items():
+        np.save(salads / "features" / f"{name}.npy", np.ones((6, length // 5), np.float32))
+    main(["data", "check", str(salads), "--fold", "1"])
+    said = capsys.readouterr().out
+    assert "stride 5 instead of 1" in said and "fps 2 instead" not in said

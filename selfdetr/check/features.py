@@ -182,7 +182,10 @@ def _check_channels(
     return corrected
 
 # %% ../../nbs/47_check_features.ipynb #6d0b5e63
-def _fitting_grid(recordings: Sequence[Measured]) -> tuple[str, bool]:  # the fix; whether it is one factor for all
+def _fitting_grid(
+    recordings: Sequence[Measured],
+    stated: bool = False,  # whether the recordings state their frame rate
+) -> tuple[str, bool]:  # the fix; whether it is one factor for all
     "The stride, or the frame rate, with which features would be as long as their recordings."
     factors, lengths = [each.covers / each.duration for each in recordings], {each.steps for each in recordings}
     low, factor, high = np.quantile(factors, (0.1, 0.5, 0.9)).tolist()
@@ -192,11 +195,18 @@ def _fitting_grid(recordings: Sequence[Measured]) -> tuple[str, bool]:  # the fi
         return f"no one stride fits all (10 to 90 %: {low:.2f} to {high:.2f}); check durations and extraction", False
     grids = [each.grid for each in recordings if each.grid]
     stride, fps = (float(f"{value:.2g}") for value in (grids[0].stride / factor, grids[0].fps * factor))
-    rate = f", or fps {fps:g} instead of {grids[0].fps:g}" if len({grid.fps for grid in grids}) == 1 else ""
+    one = len({grid.fps for grid in grids}) == 1 and not stated
+    rate = f", or fps {fps:g} instead of {grids[0].fps:g}" if one else ""
     return f"set stride {stride:g} instead of {grids[0].stride:g}{rate} in dataset.json", True
 
 # %% ../../nbs/47_check_features.ipynb #d7b4e359
-def _check_lengths(recordings: Mapping[str, Measured], findings: Findings, item: str, tolerance: float = 0.25) -> None:
+def _check_lengths(
+    recordings: Mapping[str, Measured],
+    findings: Findings,
+    item: str,
+    stated: bool = False,  # whether the recordings state their frame rate
+    tolerance: float = 0.25,
+) -> None:
     """Whether features are as long as their recordings, and what stride would make them so.
 
     A recording is odd beyond the tolerance; all together are beyond a fifth of it.
@@ -204,7 +214,7 @@ def _check_lengths(recordings: Mapping[str, Measured], findings: Findings, item:
     known = {name: each for name, each in recordings.items() if each.grid is not None and each.steps > 1}
     common, one_factor = float(np.median([each.excess for each in known.values()])) if known else 1.0, True
     if abs(common - 1) > tolerance / 5:
-        fix, one_factor = _fitting_grid(list(known.values()))
+        fix, one_factor = _fitting_grid(list(known.values()), stated)
         message = f"cover {common:.2f} times the durations (median of {len(known)}); {fix}"
         findings.add("time grid", item, message, severity="error" if abs(common - 1) > tolerance else "warning")
     for name, each in known.items() if one_factor else ():
@@ -241,6 +251,6 @@ def check_all_features(
         findings.add("channels first", item, f'{problem}; write "channels_first": {fix} in dataset.json')
         recordings = {name: each.turned for name, each in recordings.items()}
     recordings = _check_channels(recordings, annotations.feature.get("dim"), findings)
-    _check_lengths(recordings, findings, item)
+    _check_lengths(recordings, findings, item, any(video.fps for video in annotations.videos))
     _check_rates(annotations, grids, recordings, findings)
     return recordings

@@ -28,9 +28,10 @@ from ..data.features import READERS, FeatureFiles, feature_files
 from selfdetr.data.files import (
     DataError, as_names, check_output, in_form_there, one_of, read_text, regular_file, same_form, shown, video_name,
     write_whole)
-from ..data.framewise import BACKGROUND, LABELS, MAPPING, label_entry, read_mapping, read_split
+from ..data.framewise import (
+    BACKGROUND, LABELS, MAPPING, check_label_length, label_entry, read_mapping, read_split)
 from ..data.releases import Settings, all_settings, grid_for
-from ..data.timegrid import end_of, parse_rate, parse_time
+from ..data.timegrid import TimeGrid, end_of, parse_rate, parse_time
 
 # %% ../../nbs/49_import.ipynb #e747f9df
 ROLES = {  # role of a column -> what it is usually called, with _ for all that is no letter
@@ -329,18 +330,23 @@ def _subsets_of(
 _LAST, _FEATURES = "the last segment", "the features"
 
 
+def _grid_of(video: str, files: FeatureFiles, settings: Settings, fps: float | None) -> TimeGrid | None:
+    "The time grid of a video's features, where there are any and it is known."
+    if files.path(video).exists() and not settings.resize:
+        with suppress(DataError):
+            unknown = AnnotatedVideo(video, "", 0.0, fps, np.zeros((0, 2)), np.zeros(0))
+            return grid_for(unknown, settings, {}, files.folder)
+    return None
+
+
 def _duration_of(
     video: str, rows: Sequence[SegmentRow], files: FeatureFiles, settings: Settings, fps: float | None
 ) -> tuple[float | None, str]:
     "How long a video is, and what says so: the table, else its features where their time grid is known, else its rows."
     if (duration := _told(rows, "duration")) is not None:
         return duration, "the table"
-    if files.path(video).exists() and not settings.resize:
-        grid, nothing = None, (np.zeros((0, 2)), np.zeros(0))
-        with suppress(DataError):
-            grid = grid_for(AnnotatedVideo(video, "", 0.0, fps, *nothing), settings, {}, files.folder)
-        if grid:
-            return end_of(grid, len(files.read(video))), _FEATURES
+    if grid := _grid_of(video, files, settings, fps):
+        return end_of(grid, len(files.read(video))), _FEATURES
     return max((row.item["segment"][1] for row in rows if row.item), default=None), _LAST
 
 # %% ../../nbs/49_import.ipynb #362a3cf4
@@ -424,6 +430,16 @@ def _note_background(
     return found, f"left out as background: {told}" if told else "every label is an action: none is left out"
 
 
+def _compare_lengths(entries: Mapping[str, Entry], files: FeatureFiles, settings: Settings, place: Path) -> list[str]:
+    "Notes about labels that are a little longer or shorter than their features. `DataError` as `check_label_length`."
+    report, nothing = dict[str, list[str]](), (np.zeros((0, 2)), np.zeros(0))
+    for name, entry in entries.items():
+        if grid := _grid_of(name, files, settings, entry.fps):
+            video = AnnotatedVideo(name, "", entry.duration or 0.0, entry.fps, *nothing)
+            check_label_length(video, grid, files.read(name).shape, place / f"{name}.txt", files.path(name), report)
+    return [f"labels and features differ: {shorten(cases)}" for cases in report.values()]
+
+
 def import_labels(
     labels: str | Path,  # a folder of text files with a label for each frame, or a data set's that has groundTruth
     folder: str | Path,  # of the data set that is written; made if need be
@@ -435,8 +451,11 @@ def import_labels(
     seed: int = 0,  # of that draw
     force: bool = False,  # replace an annotation file that exists
 ) -> Imported:
-    "Write the annotation file of a data set from frame-wise labels. `DataError` as `label_entry` and `read_split`."
-    labels, (_, path) = Path(labels), _target(Path(folder), force)
+    """Write the annotation file of a data set from frame-wise labels.
+
+    `DataError` as `label_entry` and `read_split`, and as `check_label_length` where features are there already.
+    """
+    labels, (settings, path) = Path(labels), _target(Path(folder), force)
     if fps is None:
         raise DataError(f"{labels}: frame-wise labels have no frame rate; give it: fps=... (--fps ...)")
     place, rate = labels / LABELS if (labels / LABELS).is_dir() else labels, parse_rate(str(fps))
@@ -449,9 +468,10 @@ def import_labels(
     mapping = next((path for path in (labels / MAPPING, labels.parent / MAPPING) if path.exists()), None)
     known = read_mapping(mapping) if mapping else None
     entries = {name: label_entry(in_form_there(place / f"{name}.txt"), "", rate, (), known) for name in split}
+    differ = _compare_lengths(entries, feature_files(Path(folder), settings), settings, place)
     stated = {name: [entry._replace(subset=split[name])] for name, entry in entries.items()}
     subsets, how = _subsets_of(stated, labels, test_share, seed)
     left_out, told = _note_background(entries, background, place)
     database = {name: entry._asdict() | {"subset": subsets[name], "annotations": [
         item for item in entry.annotations if item["label"] not in left_out]} for name, entry in entries.items()}
-    return _write(path, database, [how, f"{rate:g} labels a second", told])
+    return _write(path, database, [how, f"{rate:g} labels a second", told, *differ])

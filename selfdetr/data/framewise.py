@@ -161,6 +161,15 @@ def _rate_of(fps: float | None, folder: Path) -> float:
         raise DataError(f"{folder}: {error}") from None
 
 
+def _check_background(ignored: Collection[str], known: Collection[str], mapping: Path) -> None:
+    "`DataError` for a label that is to be left out and that there is not. The usual ones need not be there."
+    there = set(map(same_form, [*known, *BACKGROUND]))
+    for label in ignored if known else ():
+        if same_form(label) not in there:
+            which = f"has no label {shown(label)}, which ignore_labels names"
+            raise DataError(f"{mapping}: {which}; {one_of(label, known)}")
+
+
 def read_framewise(
     folder: str | Path,  # of the data set
     fps: float | None,  # labels a second
@@ -190,6 +199,8 @@ def read_framewise(
                 raise DataError(f"{path}: no such file, but a bundle names it; put it there, or correct the bundle")
             entries[name] = label_entry(path, subset, rate, ignored, known or None)
     background = set(map(same_form, ignored))
+    with trying(problem, "settings", str(folder / MAPPING)):
+        _check_background(ignored, known, folder / MAPPING)
     actions = [label for label in known if same_form(label) not in background]
     return clean_entries(
         entries, {}, folder / labels, train=train, test=test, classes=actions or None if classes is None else classes,
