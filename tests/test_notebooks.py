@@ -22,7 +22,8 @@ def test_the_smoke_run_writes_every_promised_file(tmp_path, monkeypatch):
     assert len(seconds) == 8 and (seconds > 0).all()
     results = tmp_path / "simulated-smoke"
     written = {p.name: p.stat().st_size for p in results.iterdir()}
-    files = {f"table3.{ending}" for ending in ("json", "csv", "md", "ipynb")} | {"table3_diversity.csv", "table3_depth.csv"}
+    files = {f"table3.{ending}" for ending in ("json", "csv", "md", "ipynb")}
+    files |= {"table3_diversity.csv", "table3_depth.csv"}
     assert set(written) == files | {f"{name}.png" for name in PICTURES}
     assert all(size > 100 for size in written.values()) and all(written[f"{n}.png"] > 5000 for n in PICTURES)
     table = json.loads((results / "table3.json").read_text())
