@@ -330,12 +330,16 @@ def _subsets_of(
 _LAST, _FEATURES = "the last segment", "the features"
 
 
-def _grid_of(video: str, files: FeatureFiles, settings: Settings, fps: float | None) -> TimeGrid | None:
+def _bare(name: str, fps: float | None, duration: float = 0.0) -> AnnotatedVideo:
+    "A video without instances."
+    return AnnotatedVideo(name, "", duration, fps, np.zeros((0, 2)), np.zeros(0))
+
+
+def _grid_of(video: AnnotatedVideo, files: FeatureFiles, settings: Settings) -> TimeGrid | None:
     "The time grid of a video's features, where there are any and it is known."
-    if files.path(video).exists() and not settings.resize:
+    if files.path(video.name).exists() and not settings.resize:
         with suppress(DataError):
-            unknown = AnnotatedVideo(video, "", 0.0, fps, np.zeros((0, 2)), np.zeros(0))
-            return grid_for(unknown, settings, {}, files.folder)
+            return grid_for(video, settings, {}, files.folder)
     return None
 
 
@@ -345,7 +349,7 @@ def _duration_of(
     "How long a video is, and what says so: the table, else its features where their time grid is known, else its rows."
     if (duration := _told(rows, "duration")) is not None:
         return duration, "the table"
-    if grid := _grid_of(video, files, settings, fps):
+    if grid := _grid_of(_bare(video, fps), files, settings):
         return end_of(grid, len(files.read(video))), _FEATURES
     return max((row.item["segment"][1] for row in rows if row.item), default=None), _LAST
 
@@ -432,10 +436,10 @@ def _note_background(
 
 def _compare_lengths(entries: Mapping[str, Entry], files: FeatureFiles, settings: Settings, place: Path) -> list[str]:
     "Notes about labels that are a little longer or shorter than their features. `DataError` as `check_label_length`."
-    report, nothing = dict[str, list[str]](), (np.zeros((0, 2)), np.zeros(0))
+    report = dict[str, list[str]]()
     for name, entry in entries.items():
-        if grid := _grid_of(name, files, settings, entry.fps):
-            video = AnnotatedVideo(name, "", entry.duration or 0.0, entry.fps, *nothing)
+        video = _bare(name, entry.fps, entry.duration or 0.0)
+        if grid := _grid_of(video, files, settings):
             check_label_length(video, grid, files.read(name).shape, place / f"{name}.txt", files.path(name), report)
     return [f"labels and features differ: {shorten(cases)}" for cases in report.values()]
 
