@@ -3,6 +3,7 @@
 import json
 import shutil
 import unicodedata
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from selfdetr import study
 from selfdetr.data import DataError
 from selfdetr.data.files import checksum
+from selfdetr.settings import choose_settings
 from selfdetr.simulate import SimulatorConfig, make_dataset
 from selfdetr.study import RunSpec, make_spec, override
 from selfdetr.study.compute import run_hash, training_hash
@@ -286,3 +288,30 @@ def test_mapped_features_are_warned_of_and_not_standardised(tiny_folder, folds_f
 def test_a_folder_has_the_settings_of_the_data_set_that_it_is_named_after():
     named, placed = make_spec("gtea", "standard", None), make_spec("some/where/gtea", "standard", None)
     assert replace(placed, dataset="gtea") == named != replace(make_spec("mine", "standard", None), dataset="gtea")
+
+
+@pytest.fixture(scope="module")
+def long_actions(tmp_path_factory):
+    "A folder of no known name, whose actions last up to some 150 steps."
+    config = SimulatorConfig(train_videos=4, test_videos=2, video_seconds=400, stride=2.0)
+    return make_dataset(tmp_path_factory.mktemp("place") / "mine", 0, config)
+
+
+def test_a_study_chooses_the_settings_of_a_folder_that_no_profile_knows(long_actions):
+    data = study.open_dataset(str(long_actions), "standard")
+    base = make_spec("mine", "standard", None)
+    chosen = {choice.name: choice.value for choice in choose_settings(data, base.windows, base.train)}
+    spec = make_spec(str(long_actions), "standard", data)
+    assert chosen["windows.length"] == 512 and set(chosen) == {"windows.length", "model.queries", "train.epochs"}
+    assert spec == override(replace(base, dataset=spec.dataset, model=spec.model), chosen)
+    rows = [make_spec(str(long_actions), "standard", data, 1, row) for row in ({}, {"windows.random": True})]
+    assert rows[0].train == rows[1].train and rows[0].windows.length == rows[1].windows.length == 512
+    assert make_spec(str(long_actions), "standard", data, 0, {"windows.length": 64}).windows.length == 64
+
+
+def test_windows_that_lose_many_instances_are_warned_of(long_actions):
+    with pytest.warns(UserWarning, match="windows of 64 steps are too short for 50 of 286 training instances"):
+        study.open_folds(str(long_actions), "quick")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study.open_folds(str(long_actions), "standard")

@@ -77,15 +77,12 @@ def _say(text: str) -> None:
 
 def _chosen_spec(options: argparse.Namespace, data: "Dataset", overrides: dict[str, Any]) -> "RunSpec":
     "The spec of a run; what the profile does not know of a folder is chosen from its data, and said."
-    from selfdetr.settings import choose_settings
-    from selfdetr.study.spec import DATASETS, data_name, make_spec, settings_fit
+    from selfdetr.study.spec import choices_for, make_spec
 
     about = (options.dataset, options.profile, data, options.seed)
     spec = make_spec(*about, overrides, options.fold)
-    known = "standard" in DATASETS.get(data_name(options.dataset), {}) and settings_fit(options.dataset, data)
-    if options.profile != "standard" or known:
+    if not (choices := choices_for(spec, data, overrides)):
         return spec
-    choices = choose_settings(data, spec.windows, spec.train, overrides)
     _say("\n".join(f"{each.name} = {each.value}: {each.reason}" for each in choices))
     return make_spec(*about, overrides | {each.name: each.value for each in choices}, options.fold)
 
