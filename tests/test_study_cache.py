@@ -71,6 +71,28 @@ def test_a_run_measured_by_other_code_is_measured_again_and_not_trained(tiny_fol
         assert timeless(a) == timeless(b) and not list(b.folder.glob(".*"))
 
 
+DETECTION = {"inference.voting": 0.5, "inference.sigma": 0.2, "windows.test_overlap": 0.5}
+
+
+def test_settings_of_detection_train_nothing_again(finished, tiny, tmp_path, monkeypatch):
+    spec = study.override(finished.spec, DETECTION)
+    fresh = study.run(spec, tiny, runs_root=tmp_path / "fresh", device="cpu", progress=False)
+    shutil.copytree(finished.folder, tmp_path / "runs" / finished.folder.name)
+    where = dict(runs_root=tmp_path / "runs", device="cpu", progress=False)
+    others = [{"train.epochs": 3}, {"windows.overlap": 0.3}, {"model.dropout": 0.2}]
+    specs = [study.override(finished.spec, DETECTION | other) for other in others]
+    with monkeypatch.context() as patch:
+        patch.setattr(compute, "train", lambda *_, **__: pytest.fail("trained again"))
+        taken = study.run(spec, tiny, **where)
+        for each in [*specs, replace(spec, seed=5)]:
+            with pytest.raises(pytest.fail.Exception, match="trained again"):
+                study.run(each, tiny, **where)
+    assert taken.folder.name == fresh.folder.name != finished.folder.name and taken.spec == spec
+    assert taken.metrics["average"] != finished.metrics["average"]
+    assert_same_run(taken, fresh)
+
+
+
 READ_FILES = ["spec.json", "metrics.json", "history.csv", "checkpoint.safetensors", "config.json"]
 
 

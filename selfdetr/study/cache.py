@@ -25,8 +25,9 @@ from ..checkpoint import load_model, save_model
 from ..data.dataset import Dataset
 from ..data.files import (
     DataError, brief, cannot_write, checksum, parse_json, read_text, regular_file, sync_folder, write_whole)
+from ..data.windows import WindowConfig
 from ..detector import save_detector
-from ..inference import write_results
+from ..inference import InferenceConfig, write_results
 from ..model import SelfDETR
 from ..processes import check_shared, is_first, make_fabric, process_count
 from ..resume import State
@@ -222,6 +223,35 @@ def _settle(work: Path, folder: Path, data: Dataset, device: str) -> None:
         _measure_again(read_run(folder), data, device)
     shutil.rmtree(work, ignore_errors=True)
 
+# %% ../../nbs/62_cache.ipynb #62alike2
+def _training(spec: RunSpec) -> RunSpec:
+    "What of a spec the training depends on, besides the data: not how detections are made, nor the names of places."
+    windows = replace(spec.windows, test_overlap=WindowConfig().test_overlap)
+    return replace(spec, dataset="", fold="", inner=False, inference=InferenceConfig(), windows=windows)
+
+
+def _trained_alike(spec: RunSpec, data_hash: str, runs_root: Path) -> Run | None:
+    "A finished run that was trained in the same way, on the same data and by the same code."
+    for path in sorted(runs_root.glob("[!.]*/spec.json")):
+        with contextlib.suppress(DataError, OSError):
+            other = RunSpec.from_json(read_text(path))
+            if _training(other) == _training(spec) and path.parent.name == run_hash(other, data_hash):
+                return read_run(path.parent)
+    return None
+
+
+def _must_train(spec: RunSpec, data_hash: str, work: Path, folder: Path) -> bool:
+    "Whether a model has to be trained. Where a run has been trained alike, its files are copied, to be measured."
+    if folder.exists() or _source_of(work) is not None:  # left by a process killed just before it could publish it
+        return False
+    if (found := _trained_alike(spec, data_hash, folder.parent)) is None:
+        return True
+    for name in FILES:
+        shutil.copyfile(found.file(name), work / name)
+    write_whole(work / "spec.json", spec.to_json() + "\n")
+    seal(work, found.metrics | {"source": ""}, {name: file_sum(work / name) for name in FILES})
+    return False
+
 # %% ../../nbs/62_cache.ipynb #9639df14
 def run(
     spec: RunSpec,
@@ -231,7 +261,7 @@ def run(
     device: str = "auto",
     progress: bool = True,
 ) -> Run:
-    """Compute a run, or find it in the cache; a cached one that other code has measured is measured again.
+    """Compute a run, or find it in the cache; one that other code or settings have measured is measured again.
 
     DataError for a damaged run, ValueError where several processes do not share the cache.
     """
@@ -246,8 +276,7 @@ def run(
         with _locked(name, runs_root) if fabric.is_global_zero else contextlib.nullcontext():
             fabric.barrier()
             check_shared(fabric, work)
-            # a complete work folder was left by a process killed just before it could publish it
-            if fabric.broadcast(not folder.exists() and _source_of(work) is None):
+            if fabric.broadcast(fabric.is_global_zero and _must_train(spec, data.hash(), work, folder)):
                 compute_run(spec, data, work, device, progress)
             if fabric.is_global_zero:
                 _settle(work, folder, data, device)
