@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # design -> overrides of a study's row
     | _DEFORMABLE
     | {"model.projection": "convolutional", "model.members": 3, "model.anchor_width": 0.08, "windows.random": True}
     | {"loss.l1": 2.0, "loss.iou": 5.0, "loss.quality": True, "loss.watch": False}
-    | {"inference.cut": 0.3, "inference.voting": 0.6},
+    | {"inference.cut": 0.3, "inference.voting": 0.75, "inference.sigma": 0.4, "inference.most": 1000},
 }
 
 

@@ -650,7 +650,7 @@ def test_a_folder_is_trained_on_with_settings_of_its_own_and_the_model_is_copied
     assert found["windows"]["random"] and found["loss"]["quality"] and found["loss"]["feedback_encoder"] == 0
     assert (found["profile"], found["train"]["epochs"]) == ("standard", 1)
     assert options.windows.length == chosen["windows.length"].value and len(options.mean) == 8
-    assert (options.inference.cut, options.inference.voting) == (0.3, 0.6)
+    assert (options.inference.cut, options.inference.voting, options.inference.most) == (0.3, 0.75, 1000)
     target = tmp_path / "found.json"
     assert main(["detect", str(model), str(tiny_folder / "features"), "-o", str(target), "--device", "cpu"]) == 0
     assert len(json.loads(target.read_text())["results"]) == 5
