@@ -10,12 +10,13 @@ import pytest
 from crowds import FOUND, TRUTH, as_json, by_score, crowd, overlap, results, steady
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from selfdetr.data import files
 from selfdetr.data.files import DataError
 from selfdetr.diagnosis import (
     ERROR_KINDS, bucket_limits, characteristics, diagnose, error_kinds, group_instances, normalised_ap,
-    plot_diagnosis)
+    plot_diagnosis, shift_back, time_shifts)
 from selfdetr.evaluation import average_precision, average_recall, evaluate, recall_at
 from selfdetr.protocols import Protocol, read_case
 
@@ -393,8 +394,10 @@ def test_json_markdown_and_picture_hold_what_the_tables_hold():
         again = pd.DataFrame(kept[name]).set_index(list(frame.index.names))
         pd.testing.assert_frame_equal(again, frame.rename(columns=str), check_names=False, check_index_type=False)
     lines = result.markdown().splitlines()
-    assert sum(line.startswith("| ---") for line in lines) == 4
-    assert sum(line.startswith("|") for line in lines) == 2 * 4 + sum(map(len, result.tables.values()))
+    shifted = int(result.shifts["consistent"].sum())
+    tables = 4 + (shifted > 0)
+    assert sum(line.startswith("| ---") for line in lines) == tables
+    assert sum(line.startswith("|") for line in lines) == 2 * tables + sum(map(len, result.tables.values())) + shifted
     figure = plot_diagnosis(result)
     bars = figure.axes[0].containers
     assert len(figure.axes) == 6 and [b.get_label() for b in bars] == list(ERROR_KINDS)
@@ -428,3 +431,44 @@ def test_one_reading_answers_all_questions(tmp_path, monkeypatch):
     assert together[1].equals(apart[1]) and together[2].equals(apart[2])
     with pytest.raises(DataError, match="'thumos14-challenge' has the rule"):
         diagnose(read_case(*crowd(videos=1), "thumos14-challenge"))
+
+
+# ---- videos whose times are shifted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shifts_equal_their_definition(seed):
+    truth, found = crowd(seed, videos=4)
+    shifts, late = time_shifts(truth, found), {}
+    for g in truth.itertuples():
+        near = [d for _, d in by_score(found) if (d.video, d.label) == (g.video, g.label) and overlap(d, g) >= 0.1]
+        if near:
+            late.setdefault(g.video, []).append((near[0].start + near[0].end - g.start - g.end) / 2)
+    assert sorted(late) == list(shifts.index)
+    for video, values in late.items():
+        want = [len(values), *np.quantile(values, [0.5, 0.25, 0.75])]
+        assert np.allclose(shifts.loc[video, ["instances", "shift", "low", "high"]].astype(float), want)
+        signs = [value > 0 for value in values if value != 0]
+        p = 1.0 if not signs else binomtest(sum(signs), len(signs)).pvalue
+        assert shifts.loc[video, "consistent"] == (p * len(late) <= 0.01) or math.isclose(p * len(late), 0.01)
+
+
+def test_shifts_of_clocks_are_found_and_scattered_errors_are_none():
+    random = np.random.default_rng(0)
+    start = np.concatenate([20.0 * np.arange(40)] * 3)
+    truth = pd.DataFrame({"video": np.repeat(["u", "v", "w"], 40), "start": start, "end": start + 5, "label": "A"})
+    clock = truth["video"].map({"u": -1.5, "v": 0.0, "w": 0.8}).to_numpy()
+    moves = {end: clock + random.normal(0, 0.5, 120) for end in ("start", "end")}
+    found = truth.assign(score=random.uniform(size=120), **{end: truth[end] + move for end, move in moves.items()})
+    result = diagnose(truth, found)
+    assert result.shifts["consistent"].tolist() == [True, False, True]
+    assert np.allclose(result.shifts["shift"], [-1.5, 0, 0.8], atol=0.3)
+    better = evaluate(truth, shift_back(found, result.shifts)).average - evaluate(truth, found).average
+    assert result.shift_gain == pytest.approx(better) and better > 0.05
+    text = result.markdown()
+    assert "2 of 3 videos are detected early (-) or late throughout" in text
+    assert text.index("| u ") < text.index("| w ") and "| v " not in text
+    alone = diagnose(truth, found[found["video"] == "v"])
+    assert alone.shift_gain == 0 and "throughout" not in alone.markdown()
+    kept = alone.to_dict()
+    assert [each["video"] for each in kept["shifts"]] == ["v"] and kept["shifts"][0]["consistent"] is False
