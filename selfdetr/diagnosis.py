@@ -301,6 +301,18 @@ def _in_percent(frame: pd.DataFrame) -> pd.DataFrame:
     return flat.set_index(flat.columns[0])
 
 
+def _show_shifts(shifts: pd.DataFrame, gain: float) -> list[str]:
+    "Which videos are detected early or late throughout, those with the largest shift first; nothing where none is."
+    found = shifts[shifts["consistent"]].sort_values("shift", key=abs, ascending=False, kind="stable")
+    if found.empty:
+        return []
+    title = f"{len(found)} of {len(shifts)} videos are detected early (-) or late throughout; without that average "
+    title += f"mAP would be {100 * gain:.1f} higher. Check clocks and time grid"
+    shown = found.head(10).drop(columns="consistent")
+    times = {name: shown[name].map("{:+.3g}".format) for name in ("shift", "low", "high")}
+    return [f"{title}:\n\n{markdown_table(shown.assign(**times))}"]
+
+
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     "What `diagnose` found; all values in [0, 1], but for the times of `shifts`."
@@ -338,17 +350,6 @@ class Diagnosis:
             out[name] = frame.rename(columns=str).reset_index().to_dict("records")
         return out
 
-    def _shifts_markdown(self) -> list[str]:
-        "Which videos are detected early or late throughout, those with the largest shift first; nothing where none is."
-        found = self.shifts[self.shifts["consistent"]].sort_values("shift", key=abs, ascending=False, kind="stable")
-        if found.empty:
-            return []
-        title = f"{len(found)} of {len(self.shifts)} videos are detected early (-) or late throughout; without that "
-        title += f"average mAP would be {100 * self.shift_gain:.1f} higher. Check clocks and time grid"
-        shown = found.head(10).drop(columns="consistent")
-        times = {name: shown[name].map("{:+.3g}".format) for name in ("shift", "low", "high")}
-        return [f"{title}:\n\n{markdown_table(shown.assign(**times))}"]
-
     def markdown(self) -> str:
         "Protocol, the four tables in percent, shifted videos and notes; first of all what makes the numbers mislead."
         at = f"at tIoU {self.profile_tiou:g}"
@@ -362,7 +363,7 @@ class Diagnosis:
         parts = [f"{first}Protocol {markdown_cell(self.protocol)}, average mAP {100 * self.mAP.mean():.1f}.\n"]
         for title, frame in zip(titles, self.tables.values()):
             parts.append(f"{title}:\n\n{markdown_table(_in_percent(frame))}")
-        parts += self._shifts_markdown()
+        parts += _show_shifts(self.shifts, self.shift_gain)
         return "\n".join([*parts, notes] if notes else parts)
 
 # %% ../nbs/43_diagnosis.ipynb #d5f66dec
