@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'DATASETS', 'RunSpec', 'override', 'data_name', 'settings_fit', 'choices_for', 'open_dataset',
-           'check_folds', 'open_folds', 'make_spec', 'check_parameters']
+           'check_folds', 'make_spec', 'open_folds', 'check_parameters']
 
 # %% ../../nbs/60_spec.ipynb #f375af53
 import json
@@ -249,6 +249,30 @@ def check_folds(place: Path, folds: Mapping[str, Dataset]) -> None:
                 both = f"in the test split of folds {other} and {fold}"
                 raise DataError(f"{place}: video {shown(video.name)} is {both}; let one of them train on it")
 
+# %% ../../nbs/60_spec.ipynb #9be1b279
+def make_spec(
+    dataset: str,
+    profile: str,
+    data: Dataset | None,  # gives the number of channels and classes; None: any, to check the rest before data are read
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    fold: str = "",  # that the data are
+    inner: bool = False,  # whether the data are an inner split
+) -> RunSpec:
+    """The spec of one row and seed: profile, then data set, then what is chosen from the data, then overrides.
+
+    DataError for feedback without maps, and where nothing can be chosen because no instance fits a window.
+    """
+    given = {part: _settings(dataset, profile, part) for part in _PARTS}
+    if data is not None:
+        given["model"] |= {"channels": data.channels, "classes": len(data.classes)}
+    spec = RunSpec(dataset, profile, seed, fold, inner, **{part: kind(**given[part]) for part, kind in _PARTS.items()})
+    if data is not None:
+        spec = override(spec, {choice.name: choice.value for choice in choices_for(spec, data)})
+    spec = override(spec, overrides or {})
+    check_feedback(spec.model, spec.loss)
+    return spec
+
 # %% ../../nbs/60_spec.ipynb #69e69edc
 def _share_features(data: Dataset, base: Dataset) -> None:
     "Hold the features once that two folds of one folder have in common. Standardised ones differ by fold."
@@ -288,30 +312,6 @@ def _warn_of_settings(place: Path, spec: RunSpec, data: Dataset) -> None:
         warnings.warn(f"{place}: windows of {cut.length} steps are too short for {lost} of {count} training instances; "
                       "take the profile standard, which chooses windows from the data, or features of a larger stride",
                       stacklevel=3)
-
-# %% ../../nbs/60_spec.ipynb #9be1b279
-def make_spec(
-    dataset: str,
-    profile: str,
-    data: Dataset | None,  # gives the number of channels and classes; None: any, to check the rest before data are read
-    seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
-    fold: str = "",  # that the data are
-    inner: bool = False,  # whether the data are an inner split
-) -> RunSpec:
-    """The spec of one row and seed: profile, then data set, then what is chosen from the data, then overrides.
-
-    DataError for feedback without maps, and where nothing can be chosen because no instance fits a window.
-    """
-    given = {part: _settings(dataset, profile, part) for part in _PARTS}
-    if data is not None:
-        given["model"] |= {"channels": data.channels, "classes": len(data.classes)}
-    spec = RunSpec(dataset, profile, seed, fold, inner, **{part: kind(**given[part]) for part, kind in _PARTS.items()})
-    if data is not None:
-        spec = override(spec, {choice.name: choice.value for choice in choices_for(spec, data)})
-    spec = override(spec, overrides or {})
-    check_feedback(spec.model, spec.loss)
-    return spec
 
 # %% ../../nbs/60_spec.ipynb #ddc82a5d
 _PARAMETERS: dict[str, type] = dict.fromkeys(("dataset", "profile", "data_root", "device", "out_dir", "cluster"), str)
